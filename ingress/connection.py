@@ -16,11 +16,11 @@ import structlog
 from aiosmtpd.smtp import SMTP
 
 from ingress import replies
+from ingress.access_policy import ClientRights, normalize_ip
 from ingress.esmtp import LONGEST_LINE
 from ingress.framer import Framer
 from ingress.limits import IncomingData
 from ingress.listener import Listener
-from ingress.policy import ClientRights, normalize_ip
 from ingress.session import Session
 from ingress.session_end import SessionEnd
 from ingress.write_coalescer import WriteCoalescer

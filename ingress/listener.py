@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ingress import policy
+from ingress import access_policy
 from ingress.accept import Acceptance
 from ingress.limits import ConnectionLimiter, MemoryBudget
 from ingress.spool_monitor import SpoolMonitor
@@ -20,7 +20,7 @@ class Listener:
 
     name: str
     hostname: str
-    relay_networks: tuple[policy.Network, ...]
+    relay_networks: tuple[access_policy.Network, ...]
     sender_must_resolve: bool
     sender_check_exempts_relay_networks: bool
     vrfy_enabled: bool
@@ -42,9 +42,9 @@ class Listener:
     ehlo_reply: bytes
     helo_reply: bytes
 
-    def client_rights(self, ip: str) -> policy.ClientRights:
-        may_relay = policy.is_within(ip, self.relay_networks)
-        return policy.ClientRights(
+    def client_rights(self, ip: str) -> access_policy.ClientRights:
+        may_relay = access_policy.is_within(ip, self.relay_networks)
+        return access_policy.ClientRights(
             may_relay=may_relay,
             sender_must_resolve=self.sender_must_resolve
             and not (may_relay and self.sender_check_exempts_relay_networks),

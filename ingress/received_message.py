@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from ingress import policy, replies
+from ingress import access_policy, replies
 from ingress.content import begins_with_header, normalize
 from ingress.esmtp import MailFrom
 from ingress.framer import Framer
@@ -58,7 +58,7 @@ def take_message(
     body = mail.body if mail.body is not Body.SEVEN_BIT or content.isascii() else Body.EIGHT_BIT
     message = Message(
         queue_id=queue_id,
-        tenant=policy.tenant_of(mail.reverse_path, recipients, listener.directory.snapshot),
+        tenant=access_policy.tenant_of(mail.reverse_path, recipients, listener.directory.snapshot),
         received=now,
         envelope=Envelope(mail.reverse_path, recipients, body, mail.smtputf8),
         size_bytes=len(content),

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import structlog
 
-from ingress import policy
+from ingress import access_policy
 from ingress.accept import Acceptance
 from ingress.connection import Connection
 from ingress.limits import ConnectionLimiter, MemoryBudget
@@ -71,7 +71,7 @@ class Ingress:
         self.connections: set[Connection] = set()
         self.bound_addresses: list[tuple[str, int]] = []  # after `ready`; tells the port when 0 was configured
         try:
-            networks = policy.parse_networks(settings.relay_networks)
+            networks = access_policy.parse_networks(settings.relay_networks)
         except ValueError as error:
             raise ServiceError(f"ingress.relay_networks: {error}") from None
         self._listener = Listener(

@@ -1,7 +1,7 @@
 """SMTP session of the server: transaction state, and the reply to each command (RFC 5321 section 4.1.4).
 
-`esmtp` parses, `policy` decides what is allowed, `received_message` builds messages, `accept` makes them durable;
-`connection` does the I/O and the time-outs. What a new verb or parameter needs is in `docs/development.md`.
+`esmtp` parses, `access_policy` decides what is allowed, `received_message` builds messages, `accept` makes them
+durable, `connection` does the I/O and the time-outs. What a new verb or parameter needs is in `docs/development.md`.
 Next: `ingress/accept.py`.
 """
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from ingress import esmtp, policy, replies
+from ingress import access_policy, esmtp, replies
 from ingress.esmtp import MailFrom, parse_command, parse_hello, parse_mail, parse_rcpt, parse_vrfy
 from ingress.framer import Malformed
 from ingress.listener import Listener
@@ -60,7 +60,7 @@ class Session:
     connection: Connection
     ip: str
     port: int
-    rights: policy.ClientRights
+    rights: access_policy.ClientRights
     output: list[bytes] = field(default_factory=list)
     end: SessionEnd | None = None
     errors: int = 0
@@ -202,15 +202,15 @@ class Session:
         return self.listener.spool_monitor.refusal
 
     async def _check_sender(self, reverse_path: Address | None) -> Reply | None:
-        verdict: policy.Ok | policy.QueryMx | policy.QueryAddresses | Reply
-        verdict = policy.check_sender(reverse_path, self.listener.directory.snapshot, self.rights)
-        if isinstance(verdict, policy.QueryMx):
+        verdict: access_policy.Ok | access_policy.QueryMx | access_policy.QueryAddresses | Reply
+        verdict = access_policy.check_sender(reverse_path, self.listener.directory.snapshot, self.rights)
+        if isinstance(verdict, access_policy.QueryMx):
             domain, resolver = verdict.domain, self.listener.resolver
             try:
                 async with asyncio.timeout(_DNS_TIMEOUT_SECONDS):
-                    verdict = policy.evaluate_mx(await resolver.mx(domain), domain)
-                    if isinstance(verdict, policy.QueryAddresses):
-                        verdict = policy.evaluate_addresses(await resolver.addresses(domain), domain)
+                    verdict = access_policy.evaluate_mx(await resolver.mx(domain), domain)
+                    if isinstance(verdict, access_policy.QueryAddresses):
+                        verdict = access_policy.evaluate_addresses(await resolver.addresses(domain), domain)
             except TimeoutError:
                 return replies.SENDER_DOMAIN_LOOKUP_FAILED.about(domain)
         return verdict if isinstance(verdict, Reply) else None
@@ -226,7 +226,7 @@ class Session:
             self.refuse(rcpt, argument=arg)
             return
         listener = self.listener
-        verdict = policy.check_recipient(
+        verdict = access_policy.check_recipient(
             rcpt.forward_path, listener.directory.snapshot, self.rights, listener.hostname, listener.alias_depth
         )
         if isinstance(verdict, Reply):
@@ -247,7 +247,7 @@ class Session:
             return replies.TOO_MANY_RECIPIENTS
         first = next(iter(self._recipients), None)
         snapshot = self.listener.directory.snapshot
-        if not policy.may_share_transaction(mail.reverse_path, first, recipient.address, snapshot):
+        if not access_policy.may_share_transaction(mail.reverse_path, first, recipient.address, snapshot):
             return replies.SEPARATE_TRANSACTION
         refusal = await self._check_tenant_log(mail, recipient) if first is None else None
         if refusal is not None and not self._rcpt_refused:  # count once per message
@@ -256,7 +256,7 @@ class Session:
 
     async def _check_tenant_log(self, mail: MailFrom, recipient: Recipient) -> Reply | None:
         """Check the tenant's log: a dedicated tenant has its own topics, which may be full or unavailable alone."""
-        tenant = policy.tenant_of(mail.reverse_path, [recipient], self.listener.directory.snapshot)
+        tenant = access_policy.tenant_of(mail.reverse_path, [recipient], self.listener.directory.snapshot)
         await self.listener.log.open_tenant(tenant)
         match self.listener.log.condition(tenant):
             case Full():
@@ -366,7 +366,7 @@ class Session:
         if isinstance(address, Reply):
             self.reply(address)
         elif self.listener.vrfy_enabled:
-            self.reply(policy.verify_address(address, self.listener.directory.snapshot))
+            self.reply(access_policy.verify_address(address, self.listener.directory.snapshot))
         else:
             self.reply(replies.CANNOT_VRFY)
 

@@ -35,13 +35,13 @@ from mail.route import Unresolved
 from router.decide import Due, Fact, with_recipients
 from router.mail_queue import MailQueue
 from router.retry import retry_step
-from router.routing_context import Policy
+from router.routing_context import RoutingPolicy
 
 NEVER_DUE = datetime(9999, 12, 31, tzinfo=UTC)
 NOT_PROCESSED = Reply(451, "4.3.0", "Internal error while processing the delivery result")
 
 
-def quarantine(queue: MailQueue, fact: Fact, reason: str, policy: Policy, now: datetime) -> Iterator[Record]:
+def quarantine(queue: MailQueue, fact: Fact, reason: str, policy: RoutingPolicy, now: datetime) -> Iterator[Record]:
     """Yield the records to commit instead of the decision on `fact`. Apply each to `queue` before taking the next."""
     hold = Waiting(NEVER_DUE, WaitCause.HELD, reason)
     match fact:
@@ -65,7 +65,9 @@ def quarantine(queue: MailQueue, fact: Fact, reason: str, policy: Policy, now: d
             assert_never(fact)
 
 
-def _defer_attempt(queue: MailQueue, fact: Attempted, hold: Waiting, policy: Policy, now: datetime) -> Iterator[Record]:
+def _defer_attempt(
+    queue: MailQueue, fact: Attempted, hold: Waiting, policy: RoutingPolicy, now: datetime
+) -> Iterator[Record]:
     entry = queue.entry(fact.delivery_id)
     if entry is None or not isinstance(entry.state, Active) or fact.number != entry.attempts + 1:
         return

@@ -18,7 +18,7 @@ from router.site_limits import SiteLimits
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class RoutingPolicy:
     """Routing policy from the settings. `retry` is never empty; its last step repeats."""
 
     hostname: str
@@ -52,7 +52,7 @@ NO_DNS_ANSWERS = DnsAnswers()
 class RoutingContext:
     """The facts of one batch. `headers`: the first bytes of spooled messages that a DSN may quote."""
 
-    policy: Policy
+    policy: RoutingPolicy
     snapshot: Snapshot
     answers: DnsAnswers = NO_DNS_ANSWERS
     headers: Mapping[QueueId, bytes] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from mail.settings_roles import RouterSettings
 from mail.spool import Spool
 from router.metrics import Metrics
 from router.resolve import BatchResolver
-from router.routing_context import Policy
+from router.routing_context import RoutingPolicy
 from router.shard import RouterResources, process_shard
 from router.site_limits import SiteLimits
 
@@ -37,7 +37,7 @@ class Router:
         resolver: Resolver,
     ) -> None:
         self._settings = settings
-        self._policy = policy_from_settings(settings, node, relay)
+        self._policy = make_routing_policy(settings, node, relay)
         self._log = log
         self._spool = spool
         self._directory = directory
@@ -64,13 +64,13 @@ class Router:
             await batch_resolver.close()
 
 
-def policy_from_settings(settings: RouterSettings, node: NodeSettings, relay: ToRelay | None) -> Policy:
+def make_routing_policy(settings: RouterSettings, node: NodeSettings, relay: ToRelay | None) -> RoutingPolicy:
     """The routing policy from the settings."""
-    return Policy(
+    return RoutingPolicy(
         hostname=node.hostname,
         relay=relay,
         lifetime=settings.queue_lifetime,
-        retry=tuple(settings.retry_delays) or Policy("").retry,
+        retry=tuple(settings.retry_delays) or RoutingPolicy("").retry,
         limits=SiteLimits(
             settings.max_active_deliveries_per_site, settings.max_active_bytes_per_site, settings.max_active_deliveries
         ),

@@ -2,8 +2,8 @@
 
 Outputs and input offsets are committed atomically; after an unconfirmed commit the queue in memory is discarded and the
 shard is rewound and replayed. A message or delivery for which the decision raises an exception is quarantined
-(`router/quarantine.py`). A batch processes attempts first, because they end active deliveries, then due deliveries, then new
-messages.
+(`router/quarantine.py`). A batch processes attempts first, because they end active deliveries, then due deliveries,
+then new messages.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from router.mail_queue import QUARANTINE_REASON, MailQueue
 from router.metrics import Metrics
 from router.quarantine import quarantine
 from router.resolve import BatchResolver, domains_to_resolve, read_headers
-from router.routing_context import Policy, RoutingContext
+from router.routing_context import RoutingContext, RoutingPolicy
 
 logger = structlog.get_logger()
 
@@ -64,7 +64,7 @@ def utc_now() -> datetime:
 class RouterResources:
     """Dependencies of the loops of all shards of the process."""
 
-    policy: Policy
+    policy: RoutingPolicy
     batch_size: int
     spool: Spool
     directory: Directory
@@ -277,7 +277,7 @@ class _Batch:
                 await asyncio.sleep(0)
         self.accounting.add_decision(fact, entry, self.outputs[first:], self._now)
 
-    def quarantine(self, fact: Fact, reason: str, policy: Policy) -> None:
+    def quarantine(self, fact: Fact, reason: str, policy: RoutingPolicy) -> None:
         """Quarantine the message or delivery of a fact for which `decide` raised."""
         entry = None if isinstance(fact, Accepted) else self.queue.entry(fact.delivery_id)
         first = len(self.outputs)

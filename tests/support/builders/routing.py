@@ -22,7 +22,7 @@ from router.accounting import BatchAccounting, LedgerBalance
 from router.decide import Due, Fact, decide
 from router.mail_queue import QUARANTINE_REASON, MailQueue
 from router.quarantine import quarantine
-from router.routing_context import DnsAnswers, Policy, RoutingContext
+from router.routing_context import DnsAnswers, RoutingContext, RoutingPolicy
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 OK_REPLY = Reply(250, "2.0.0", "Accepted")
@@ -73,8 +73,8 @@ def snapshot(
     )
 
 
-def policy(**rules: object) -> Policy:
-    return replace(Policy("mx.example.test"), **rules)  # type: ignore[arg-type]
+def policy(**rules: object) -> RoutingPolicy:
+    return replace(RoutingPolicy("mx.example.test"), **rules)  # type: ignore[arg-type]
 
 
 def delivered(rcpt: Recipient) -> Outcome:
@@ -93,7 +93,7 @@ def failed(rcpt: Recipient) -> Outcome:
 class RouterSimulator:
     """A router shard without a log. `dispatched`: deliveries that were not reported yet."""
 
-    policy: Policy = field(default_factory=policy)
+    policy: RoutingPolicy = field(default_factory=policy)
     snapshot: Snapshot = field(default_factory=snapshot)
     answers: DnsAnswers = field(default_factory=DnsAnswers)
     now: datetime = START

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from ingress import policy
-from ingress.policy import (
+from ingress import access_policy
+from ingress.access_policy import (
     ClientRights,
     check_recipient,
     check_sender,
@@ -31,15 +31,15 @@ A = Address.parse
 @pytest.mark.parametrize(
     ("sender", "rights", "verdict"),
     [
-        (None, REMOTE, policy.OK),
-        (A("alice@example.test"), REMOTE, policy.OK),
-        (A("Alice+x@EXAMPLE.test"), REMOTE, policy.OK),
-        (A("any@catch.test"), REMOTE, policy.OK),
-        (A("any@relayed.test"), REMOTE, policy.OK),
-        (A("x@elsewhere.test"), REMOTE, policy.QueryMx("elsewhere.test")),
-        (A("x@bücher.test", utf8=True), RELAY, policy.QueryMx("xn--bcher-kva.test")),
-        (A("x@elsewhere.test"), NO_DNS_CHECK, policy.OK),
-        (A("x@[192.0.2.1]"), REMOTE, policy.OK),
+        (None, REMOTE, access_policy.OK),
+        (A("alice@example.test"), REMOTE, access_policy.OK),
+        (A("Alice+x@EXAMPLE.test"), REMOTE, access_policy.OK),
+        (A("any@catch.test"), REMOTE, access_policy.OK),
+        (A("any@relayed.test"), REMOTE, access_policy.OK),
+        (A("x@elsewhere.test"), REMOTE, access_policy.QueryMx("elsewhere.test")),
+        (A("x@bücher.test", utf8=True), RELAY, access_policy.QueryMx("xn--bcher-kva.test")),
+        (A("x@elsewhere.test"), NO_DNS_CHECK, access_policy.OK),
+        (A("x@[192.0.2.1]"), REMOTE, access_policy.OK),
     ],
 )
 def test_senders(sender: Address | None, rights: ClientRights, verdict: object) -> None:
@@ -139,9 +139,9 @@ def test_tenant_is_the_senders_or_the_first_recipients() -> None:
         domains={"one.test": Domain("one.test", "one"), "two.test": Domain("two.test", "two")},
     )
     to_two = [Recipient(A("x@two.test"), A("x@two.test"))]
-    assert policy.tenant_of(A("x@one.test"), to_two, snapshot) == "one"
-    assert policy.tenant_of(A("x@else.test"), to_two, snapshot) == "two"
-    assert policy.tenant_of(None, to_two, snapshot) == "two"
+    assert access_policy.tenant_of(A("x@one.test"), to_two, snapshot) == "one"
+    assert access_policy.tenant_of(A("x@else.test"), to_two, snapshot) == "two"
+    assert access_policy.tenant_of(None, to_two, snapshot) == "two"
 
 
 def test_vrfy_reply_contains_no_utf8_address() -> None:
@@ -150,4 +150,4 @@ def test_vrfy_reply_contains_no_utf8_address() -> None:
         users={"böb@example.test": User(A("böb@example.test", utf8=True))},
     )
     for query in ("böb", A("böb@example.test", utf8=True)):
-        assert policy.verify_address(query, snapshot) == Reply(250, "2.1.5", "Ok")  # RFC 6531 section 3.7.4.2
+        assert access_policy.verify_address(query, snapshot) == Reply(250, "2.1.5", "Ok")  # RFC 6531 section 3.7.4.2
