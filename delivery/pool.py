@@ -320,7 +320,7 @@ class Pool:
         self._wake_waiters(site)
 
     def _wake_waiters(self, site: Site) -> None:
-        """A connection may be opened. Sites that wait for the total limit come first, or busy sites would starve them."""
+        """A connection may be opened: sites that wait for the total limit come first, or busy ones starve them."""
         self._wake_starved()
         site.wake_waiter()
 

@@ -139,7 +139,7 @@ def up(config: ConfigOption = None) -> None:
     """Run all roles in one process until SIGTERM or Ctrl-C."""
     from eilpost import configuration, process
 
-    raise typer.Exit(process.run_all(configuration.load_plan(config)))
+    raise typer.Exit(process.run_all(configuration.load_process_config(config)))
 
 
 @app.command(epilog=examples("eilpost demo", "eilpost demo --dir /tmp/demo", "eilpost demo --cluster"))
@@ -180,16 +180,16 @@ def demo(
         raise typer.Exit(demo_cluster.run(path, demo_cluster.program(), ports))
     folder = folder or Path("var/demo")
     path = the_demo.create_files(folder)
-    plan = configuration.load_plan(path)
+    process_config = configuration.load_process_config(path)
     program = sys.argv[0] if "/" in sys.argv[0] else "eilpost"
-    port_of_sink = sink_port(path, plan.settings)
+    port_of_sink = sink_port(path, process_config.settings)
     sink = None if port_of_sink is None else DemoSink(port_of_sink)
 
     def print_banner() -> None:
         sink_listens = sink is not None and sink.listens
-        print(the_demo.banner(plan.settings, path, program, sink_listens=sink_listens), flush=True)  # noqa: T201
+        print(the_demo.banner(process_config.settings, path, program, sink_listens=sink_listens), flush=True)  # noqa: T201
 
-    raise typer.Exit(process.run_all(plan, print_banner, () if sink is None else (sink,)))
+    raise typer.Exit(process.run_all(process_config, print_banner, () if sink is None else (sink,)))
 
 
 @app.command(epilog=examples("eilpost ingress --config cluster.toml"))
@@ -197,14 +197,14 @@ def ingress(config: ConfigOption = None) -> None:
     """Run the ingress role (SMTP), on Kafka, for all tenants."""
     from eilpost import configuration, process
 
-    raise typer.Exit(process.run_role("ingress", configuration.load_plan(config)))
+    raise typer.Exit(process.run_role("ingress", configuration.load_process_config(config)))
 
 
 def _role(name: str) -> Callable[[Path | None, str], None]:
     def command(config: ConfigOption = None, tenant: TenantOption = "") -> None:
         from eilpost import configuration, process
 
-        raise typer.Exit(process.run_role(name, configuration.load_plan(config).for_tenant(tenant)))
+        raise typer.Exit(process.run_role(name, configuration.load_process_config(config).for_tenant(tenant)))
 
     command.__doc__ = f"Run the {name} role, on Kafka."
     return command
@@ -224,7 +224,7 @@ def mailstore(config: ConfigOption = None) -> None:
     """Run the mailstore role (POP3); it needs no log."""
     from eilpost import configuration, process
 
-    raise typer.Exit(process.run_mailstore(configuration.load_plan(config)))
+    raise typer.Exit(process.run_mailstore(configuration.load_process_config(config)))
 
 
 @app.command(
@@ -326,7 +326,7 @@ def _with_history(config: Path | None, read: Callable[[HistoryLog], Coroutine[An
     from eilpost import configuration, tenants
     from mail.log import LogNotAuthorized, LogUnavailable
 
-    log = tenants.open_history(configuration.load_plan(config).for_tenant(tenant))
+    log = tenants.open_history(configuration.load_process_config(config).for_tenant(tenant))
     try:
         return run(read(log))
     except LogNotAuthorized as error:

@@ -81,7 +81,7 @@ def doctor(config: ConfigOption = None, json: JsonOption = False, tenant: Tenant
     from eilpost.doctor.finding import as_json, status, write
     from eilpost.output import Output
 
-    findings = run(examine(configuration.load_plan(config).for_tenant(tenant)))
+    findings = run(examine(configuration.load_process_config(config).for_tenant(tenant)))
     with result_output():
         if json:
             print_json(as_json(findings))
@@ -94,8 +94,8 @@ def _access(config: Path | None, tenant: str, *, json: bool = False) -> tuple[Ac
     """How to reach the brokers; None on a log without topics, after printing that."""
     from eilpost import configuration, wiring
 
-    plan = configuration.load_plan(config).for_tenant(tenant)
-    url = plan.settings.log.url
+    process_config = configuration.load_process_config(config).for_tenant(tenant)
+    url = process_config.settings.log.url
     if not url.startswith("kafka:"):
         if json:
             print_json({"level": "OK", "topics": [], "findings": []})
@@ -105,7 +105,7 @@ def _access(config: Path | None, tenant: str, *, json: bool = False) -> tuple[Ac
     wiring.require_package("aiokafka", "log.url", url, "kafka")
     from mail.log.kafka.access import make_access
 
-    settings = wiring.log_settings(plan)
+    settings = wiring.log_settings(process_config)
     return make_access(settings, tenant), settings
 
 

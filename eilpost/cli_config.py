@@ -50,9 +50,9 @@ def config_check(config: ConfigOption = None) -> None:
     from eilpost import configuration, wiring
     from mail.directory.file import load
 
-    plan = configuration.load_plan(config)
+    process_config = configuration.load_process_config(config)
 
-    path = wiring.directory_path(plan)
+    path = wiring.directory_path(process_config)
     snapshot, _status = load(path)
     counts = f"domains: {len(snapshot.domains)}, users: {len(snapshot.users)}, aliases: {len(snapshot.aliases)}"
     if not snapshot.domains:

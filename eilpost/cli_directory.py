@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
 def _path(config: Path | None) -> Path:
     from eilpost import configuration, wiring
 
-    return wiring.directory_path(configuration.load_plan(config))
+    return wiring.directory_path(configuration.load_process_config(config))
 
 
 @user_app.command(
@@ -162,9 +162,9 @@ def alias_add(
     """Add an alias."""
     from eilpost import configuration, domains, wiring
 
-    plan = configuration.load_plan(config)
-    path = wiring.directory_path(plan)
-    depth = plan.settings.router.max_alias_depth
+    process_config = configuration.load_process_config(config)
+    path = wiring.directory_path(process_config)
+    depth = process_config.settings.router.max_alias_depth
     print(f"{domains.add_alias(path, alias, targets, depth=depth)} added to {path}")  # noqa: T201
 
 

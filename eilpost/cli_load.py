@@ -90,8 +90,8 @@ def load(
     """Send mail through a server to a sink; account for all."""
     from eilpost.load.command import MAX_RECIPIENTS_IN_ALL, Options
     from eilpost.load.command import load as run_load
-    from eilpost.load.plan import parse_share, parse_sizes
     from eilpost.load.target import check_domain
+    from eilpost.load.workload import parse_share, parse_sizes
     from mail import endpoint
     from mail.units import parse_duration
 

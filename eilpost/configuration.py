@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eilpost.terminal import print_message
-from eilpost.wiring import Plan
+from eilpost.wiring import ProcessConfig
 from mail.masking import without_url_password
 from mail.settings import dump
 from mail.settings_file import ENVIRONMENT_PREFIX, is_setting, load
@@ -41,7 +41,7 @@ def find(explicit_path: Path | None) -> Path | None:
     return next((path for path in search_path() if path.exists()), None)
 
 
-def load_plan(explicit_path: Path | None) -> Plan:
+def load_process_config(explicit_path: Path | None) -> ProcessConfig:
     """Find and read the configuration. Without a file, defaults and environment are used with the working directory,
     and a warning is printed unless the environment names the storage.
     """
@@ -60,7 +60,7 @@ def load_plan(explicit_path: Path | None) -> Plan:
                 f"no configuration file (searched {searched}): using the defaults, {', '.join(variables)}, and"
                 f" {Path.cwd()}"
             )
-    return Plan(settings, path.parent if path is not None else Path())
+    return ProcessConfig(settings, path.parent if path is not None else Path())
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,21 +110,21 @@ def run(path: Path, program: str, ports: Ports = Ports()) -> int:
 
 
 async def _run(path: Path, program: str, ports: Ports) -> int:
-    plan = configuration.load_plan(path)
-    settings = log_settings(plan)
+    process_config = configuration.load_process_config(path)
+    settings = log_settings(process_config)
     await _await_brokers(settings)
     await _create_topics(settings)
     stop, kill_now = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, lambda: (kill_now if stop.is_set() else stop).set())
-    sink = sink_port(path, plan.settings)
+    sink = sink_port(path, process_config.settings)
     environment = dict[str, str]()
     if sink is not None and ports.sink is not None:
         sink = ports.sink
         environment = {"EILPOST_DELIVERY__RELAY": f"smtp://127.0.0.1:{sink}"}
     all_members = members(ports, environment)
-    relay = plan.settings.delivery.relay or "the Internet"
+    relay = process_config.settings.delivery.relay or "the Internet"
     sink_ready, sink_stop = asyncio.Event(), asyncio.Event()
     sink_task = None
     if sink is not None:

@@ -21,7 +21,7 @@ from eilpost.maintenance import Maintenance
 from eilpost.tenants import tenant_queues
 from eilpost.wiring import (
     ROLES,
-    Plan,
+    ProcessConfig,
     make_directory,
     make_log,
     make_mailboxes,
@@ -44,45 +44,47 @@ if TYPE_CHECKING:
 logger = structlog.get_logger()
 
 
-def run_all(plan: Plan, on_ready: Callable[[], None] = lambda: None, support: Sequence[service.Role] = ()) -> int:
+def run_all(
+    process_config: ProcessConfig, on_ready: Callable[[], None] = lambda: None, support: Sequence[service.Role] = ()
+) -> int:
     """Run all roles, and `support` until they have stopped; the process's exit status."""
-    return _run_process(plan, lambda signals: _run_roles(plan, ROLES, signals, on_ready, support))
+    return _run_process(process_config, lambda signals: _run_roles(process_config, ROLES, signals, on_ready, support))
 
 
-def run_mailstore(plan: Plan) -> int:
+def run_mailstore(process_config: ProcessConfig) -> int:
     """Serve the mailboxes and nothing else; the process's exit status."""
-    if not plan.settings.mailstore.pop3_listen:
+    if not process_config.settings.mailstore.pop3_listen:
         raise SettingsError(
             "mailstore.pop3_listen is empty, nothing to serve; set an address there, or by "
             "EILPOST_MAILSTORE__POP3_LISTEN=HOST:PORT"
         )
-    if plan.settings.mailboxes.url.startswith("memory:"):
+    if process_config.settings.mailboxes.url.startswith("memory:"):
         raise SettingsError('mailboxes.url = "memory:": the mailboxes of a mailstore alone would get no mail')
-    return _run_process(plan, lambda signals: _run_roles(plan, ("mailstore",), signals))
+    return _run_process(process_config, lambda signals: _run_roles(process_config, ("mailstore",), signals))
 
 
-def run_role(name: str, plan: Plan) -> int:
+def run_role(name: str, process_config: ProcessConfig) -> int:
     """Run one role on a shared log; the process's exit status."""
-    scheme = plan.settings.log.url.partition(":")[0]
+    scheme = process_config.settings.log.url.partition(":")[0]
     if scheme in ("embedded", "memory"):
         raise SettingsError(
-            f'log.url = "{plan.settings.log.url}": only one process can open this log, and {name} alone would not'
-            " deliver mail; run `eilpost up`, which runs all roles in one process, or set log.url to a Kafka, like"
+            f'log.url = "{process_config.settings.log.url}": only one process can open this log, and {name} alone would'
+            " not deliver mail; run `eilpost up`, which runs all roles in one process, or set log.url to a Kafka, like"
             ' "kafka://127.0.0.1:9092"'
         )
-    if name == "ingress" and not plan.settings.ingress.smtp_listen:
+    if name == "ingress" and not process_config.settings.ingress.smtp_listen:
         raise SettingsError(
             "ingress.smtp_listen is empty, nothing to serve; set an address there, or by "
             "EILPOST_INGRESS__SMTP_LISTEN=HOST:PORT"
         )
-    return _run_process(plan, lambda signals: _run_roles(plan, (name,), signals))
+    return _run_process(process_config, lambda signals: _run_roles(process_config, (name,), signals))
 
 
-def _run_process(plan: Plan, main: Callable[[Signals], Coroutine[Any, Any, None]]) -> int:
-    node = plan.settings.node
+def _run_process(process_config: ProcessConfig, main: Callable[[Signals], Coroutine[Any, Any, None]]) -> int:
+    node = process_config.settings.node
     logging_setup.configure(node.log_level, node.log_format)
     os.umask(0o077)  # only this user reads mail
-    _raise_open_file_limit(plan.settings)
+    _raise_open_file_limit(process_config.settings)
 
     async def main_with_errors() -> None:
         try:
@@ -118,7 +120,7 @@ def _raise_open_file_limit(settings: Settings) -> None:
 
 
 async def _run_roles(
-    plan: Plan,
+    process_config: ProcessConfig,
     names: Sequence[str],
     signals: Signals,
     on_ready: Callable[[], None] = lambda: None,
@@ -127,37 +129,45 @@ async def _run_roles(
     """Run these roles, on one log unless it is the mailstore alone."""
     from eilpost.http_server import HttpServer
 
-    settings = plan.settings
+    settings = process_config.settings
     addresses = {"ingress": INGRESS, "mailstore": POP3}
     served = [name for name in names if name not in addresses or addresses[name].address(settings)]
     listening = (*(addresses[name] for name in served if name in addresses), HTTP)
     health = service.Health()
     async with AsyncExitStack() as stack:
-        directory = make_directory(plan)
+        directory = make_directory(process_config)
         await _start(stack, directory)
         signals.on_reload(directory.reload)
         _check_ports(settings, *listening)  # first, so that a failed start creates no files
         if served == ["mailstore"]:
-            roles = [make_mailstore(plan, mailboxes=make_mailboxes(plan), directory=directory)]
+            roles = [make_mailstore(process_config, mailboxes=make_mailboxes(process_config), directory=directory)]
             own_support: list[service.Role] = [HttpServer(settings=settings.http, health=health)]
         else:
-            log = make_log(plan, directory)
+            log = make_log(process_config, directory)
             await _start(stack, log)
             signals.on_reload(log.reload)
-            spool = make_spool(plan)
+            spool = make_spool(process_config)
             await _start(stack, spool)
-            resolver = make_resolver(plan)
-            mailboxes = make_mailboxes(plan) if {"delivery", "mailstore"} & set(served) else None
+            resolver = make_resolver(process_config)
+            mailboxes = make_mailboxes(process_config) if {"delivery", "mailstore"} & set(served) else None
             roles = [
-                make_role(name, plan, log=log, spool=spool, directory=directory, resolver=resolver, mailboxes=mailboxes)
+                make_role(
+                    name,
+                    process_config,
+                    log=log,
+                    spool=spool,
+                    directory=directory,
+                    resolver=resolver,
+                    mailboxes=mailboxes,
+                )
                 for name in served
             ]
             maintenance = Maintenance(
                 settings=settings.spool,
                 log=log,
                 spool=spool,
-                sweeps="router" in served and not plan.tenant,
-                other_queues=lambda: tenant_queues(plan, directory.snapshot),
+                sweeps="router" in served and not process_config.tenant,
+                other_queues=lambda: tenant_queues(process_config, directory.snapshot),
             )
             own_support = [HttpServer(settings=settings.http, health=health, log=log), maintenance]
         await service.run_roles(

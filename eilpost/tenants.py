@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar
 
-from eilpost.wiring import Plan, directory_path, log_settings, make_history
+from eilpost.wiring import ProcessConfig, directory_path, log_settings, make_history
 from mail.log import Backlog, HistoryLog, LogUnusable
 
 if TYPE_CHECKING:
@@ -21,27 +21,33 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def open_history(plan: Plan) -> HistoryLog:
-    """The history of the plan's log; with dedicated tenants unless the plan is for one of them."""
-    shared = make_history(plan)
-    names = [] if plan.tenant or not plan.settings.log.url.startswith("kafka:") else dedicated_tenants(plan)
-    return CombinedHistory(shared, [make_history(plan.for_tenant(name)) for name in names]) if names else shared
+def open_history(process_config: ProcessConfig) -> HistoryLog:
+    """The history of the configured log; with dedicated tenants unless the process is of one of them."""
+    shared = make_history(process_config)
+    names = (
+        []
+        if process_config.tenant or not process_config.settings.log.url.startswith("kafka:")
+        else dedicated_tenants(process_config)
+    )
+    return (
+        CombinedHistory(shared, [make_history(process_config.for_tenant(name)) for name in names]) if names else shared
+    )
 
 
-def tenant_queues(plan: Plan, snapshot: Snapshot) -> list[KafkaHistory]:
+def tenant_queues(process_config: ProcessConfig, snapshot: Snapshot) -> list[KafkaHistory]:
     """The queues of dedicated tenants; empty without Kafka."""
-    if not plan.settings.log.url.startswith("kafka:"):
+    if not process_config.settings.log.url.startswith("kafka:"):
         return []
     from mail.log.kafka.history import KafkaHistory
 
-    return [KafkaHistory(log_settings(plan.for_tenant(name)), name) for name in _dedicated(snapshot)]
+    return [KafkaHistory(log_settings(process_config.for_tenant(name)), name) for name in _dedicated(snapshot)]
 
 
-def dedicated_tenants(plan: Plan) -> list[str]:
+def dedicated_tenants(process_config: ProcessConfig) -> list[str]:
     """The names of the dedicated tenants. Raises DirectoryUnusable."""
     from mail.directory.file import load
 
-    return _dedicated(load(directory_path(plan))[0])
+    return _dedicated(load(directory_path(process_config))[0])
 
 
 def _dedicated(snapshot: Snapshot) -> list[str]:

@@ -36,7 +36,7 @@ ROLES = ("ingress", "router", "delivery", "mailstore")
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ProcessConfig:
     """Settings, and the folder where their relative paths start."""
 
     settings: Settings
@@ -48,8 +48,10 @@ class Plan:
     def path(self, text: str) -> Path:
         return self.base / text
 
-    def for_tenant(self, tenant: str) -> Plan:
-        """The plan of a dedicated tenant, whose topics have its name in their prefix. Raises SettingsError."""
+    def for_tenant(self, tenant: str) -> ProcessConfig:
+        """The configuration of a process of a dedicated tenant, whose topics have its name in their prefix. Raises
+        SettingsError.
+        """
         if not tenant:
             return self
         log = self.settings.log
@@ -107,21 +109,25 @@ def require_package(module: str, key: str, url: str, extra: str) -> None:
         raise SettingsError(f'{key} = "{masked(url)}": {module} is not installed: pip install "eilpost[{extra}]"')
 
 
-def log_settings(plan: Plan) -> LogSettings:
+def log_settings(process_config: ProcessConfig) -> LogSettings:
     """The log's settings, with paths from the configuration's folder."""
-    log = plan.settings.log
-    files = {key: str(plan.path(value)) for key in ("tls_ca", "tls_cert", "tls_key") if (value := getattr(log, key))}
+    log = process_config.settings.log
+    files = {
+        key: str(process_config.path(value))
+        for key in ("tls_ca", "tls_cert", "tls_key")
+        if (value := getattr(log, key))
+    }
     return log.model_copy(update=files)
 
 
-def make_log(plan: Plan, directory: Directory | None = None) -> Log:
+def make_log(process_config: ProcessConfig, directory: Directory | None = None) -> Log:
     """`directory`: the tenants with their own topics, for an ingress."""
-    settings = plan.settings.log
+    settings = process_config.settings.log
 
     def embedded(path: str) -> Log:
         from mail.log.embedded import EmbeddedLog
 
-        return EmbeddedLog(plan.path(_require_path("log.url", settings.url, path)), settings)
+        return EmbeddedLog(process_config.path(_require_path("log.url", settings.url, path)), settings)
 
     def memory(_path: str) -> Log:
         from mail.log.memory import MemoryLog
@@ -133,24 +139,24 @@ def make_log(plan: Plan, directory: Directory | None = None) -> Log:
         from mail.log.kafka import KafkaLog
 
         def dedicated(tenant: str) -> bool:
-            entry = None if directory is None or plan.tenant else directory.snapshot.tenants.get(tenant)
+            entry = None if directory is None or process_config.tenant else directory.snapshot.tenants.get(tenant)
             return entry is not None and entry.dedicated
 
-        return KafkaLog(log_settings(plan), dedicated, plan.tenant)
+        return KafkaLog(log_settings(process_config), dedicated, process_config.tenant)
 
     return select_adapter(
         "log.url", settings.url, {"embedded": embedded, "kafka": kafka, "memory": memory}, "embedded:var/log.db"
     )
 
 
-def make_history(plan: Plan) -> HistoryLog:
+def make_history(process_config: ProcessConfig) -> HistoryLog:
     """The log as `trace` and `queue` read it, with or without a running server."""
-    url = plan.settings.log.url
+    url = process_config.settings.log.url
 
     def embedded(path: str) -> HistoryLog:
         from mail.log.embedded import EmbeddedHistory
 
-        return EmbeddedHistory(plan.path(_require_path("log.url", url, path)))
+        return EmbeddedHistory(process_config.path(_require_path("log.url", url, path)))
 
     def memory(_path: str) -> HistoryLog:
         raise SettingsError('log.url = "memory:" cannot be read by another process')
@@ -159,7 +165,7 @@ def make_history(plan: Plan) -> HistoryLog:
         require_package("aiokafka", "log.url", url, "kafka")
         from mail.log.kafka import KafkaHistory
 
-        return KafkaHistory(log_settings(plan), plan.tenant)
+        return KafkaHistory(log_settings(process_config), process_config.tenant)
 
     return select_adapter(
         "log.url", url, {"embedded": embedded, "kafka": kafka, "memory": memory}, "embedded:var/log.db"
@@ -171,14 +177,14 @@ def is_offline(history: HistoryLog) -> bool:
     return bool(getattr(history, "is_offline", False))
 
 
-def make_spool(plan: Plan) -> Spool:
-    url = plan.settings.spool.url
+def make_spool(process_config: ProcessConfig) -> Spool:
+    url = process_config.settings.spool.url
 
     def disk(path: str) -> Spool:
         from mail.spool import SpoolUnavailable
         from mail.spool.disk import DiskSpool
 
-        folder = plan.path(_require_path("spool.url", url, path))
+        folder = process_config.path(_require_path("spool.url", url, path))
         try:
             return DiskSpool(folder)
         except SpoolUnavailable as error:
@@ -202,32 +208,32 @@ def make_spool(plan: Plan) -> Spool:
                 f'spool.url = "{masked(url)}": needs the package obstore: pip install "eilpost[objects]"'
             ) from None
         bucket = parse_bucket(url)
-        return ObjectSpool(open_store(bucket, plan.settings.spool), str(bucket))
+        return ObjectSpool(open_store(bucket, process_config.settings.spool), str(bucket))
 
     schemes: dict[str, Callable[[str], Spool]] = {"file": disk, "memory": memory}
     return select_adapter("spool.url", url, schemes | dict.fromkeys(SCHEMES, objects), "file:var/spool")
 
 
-def directory_path(plan: Plan) -> Path:
+def directory_path(process_config: ProcessConfig) -> Path:
     """The file of a file directory, for the commands that edit it."""
-    url = plan.settings.directory.url
+    url = process_config.settings.directory.url
 
     def file(path: str) -> Path:
-        return plan.path(_require_path("directory.url", url, path))
+        return process_config.path(_require_path("directory.url", url, path))
 
     return select_adapter("directory.url", url, {"file": file}, "file:directory.toml", planned=("postgresql",))
 
 
-def make_directory(plan: Plan) -> FileDirectory:
+def make_directory(process_config: ProcessConfig) -> FileDirectory:
     from mail.directory.file import FileDirectory
 
-    return FileDirectory(directory_path(plan))
+    return FileDirectory(directory_path(process_config))
 
 
-def make_resolver(plan: Plan) -> Resolver:
+def make_resolver(process_config: ProcessConfig) -> Resolver:
     from mail.resolver.dnspython import DnsResolver
 
-    return DnsResolver(plan.settings.resolver)
+    return DnsResolver(process_config.settings.resolver)
 
 
 def delivery_id_retention(settings: Settings) -> timedelta:
@@ -235,13 +241,13 @@ def delivery_id_retention(settings: Settings) -> timedelta:
     return max(timedelta(days=14), 2 * settings.router.queue_lifetime)
 
 
-def make_mailboxes(plan: Plan) -> Mailboxes:
-    settings = plan.settings
+def make_mailboxes(process_config: ProcessConfig) -> Mailboxes:
+    settings = process_config.settings
 
     def maildir(path: str) -> Mailboxes:
         from mailstore.maildir import Maildir
 
-        folder = plan.path(_require_path("mailboxes.url", settings.mailboxes.url, path))
+        folder = process_config.path(_require_path("mailboxes.url", settings.mailboxes.url, path))
         _require_writable("mailboxes.url", folder)
         return Maildir(folder, settings.node.hostname, retention=delivery_id_retention(settings))
 
@@ -274,7 +280,7 @@ def relay_route(settings: Settings) -> ToRelay | None:
 
 def make_role(
     name: str,
-    plan: Plan,
+    process_config: ProcessConfig,
     *,
     log: Log,
     spool: Spool,
@@ -283,7 +289,7 @@ def make_role(
     mailboxes: Mailboxes | None,
 ) -> Role:
     """Build a role from its ports; only delivery and mailstore need `mailboxes`."""
-    settings = plan.settings
+    settings = process_config.settings
     match name:
         case "ingress":
             from ingress.server import Ingress
@@ -326,14 +332,17 @@ def make_role(
             )
         case "mailstore":
             assert mailboxes is not None
-            return make_mailstore(plan, mailboxes=mailboxes, directory=directory)
+            return make_mailstore(process_config, mailboxes=mailboxes, directory=directory)
         case _:
             raise ValueError(f"there is no role {name!r}")
 
 
-def make_mailstore(plan: Plan, *, mailboxes: Mailboxes, directory: Directory) -> Role:
+def make_mailstore(process_config: ProcessConfig, *, mailboxes: Mailboxes, directory: Directory) -> Role:
     from mailstore.pop3.server import Pop3Server
 
     return Pop3Server(
-        settings=plan.settings.mailstore, node=plan.settings.node, mailboxes=mailboxes, directory=directory
+        settings=process_config.settings.mailstore,
+        node=process_config.settings.node,
+        mailboxes=mailboxes,
+        directory=directory,
     )

@@ -12,7 +12,7 @@ from typing import Any
 from eilpost.doctor import machine, ports
 from eilpost.doctor.finding import Finding, fail, ok
 from eilpost.tenants import dedicated_tenants
-from eilpost.wiring import Plan, log_settings, require_package
+from eilpost.wiring import ProcessConfig, log_settings, require_package
 from mail.directory import DirectoryUnusable
 
 LIMIT_SECONDS = 30.0
@@ -20,15 +20,15 @@ LIMIT_SECONDS = 30.0
 Check = Coroutine[Any, Any, list[Finding]]
 
 
-async def examine(plan: Plan, limit_seconds: float = LIMIT_SECONDS) -> list[Finding]:
+async def examine(process_config: ProcessConfig, limit_seconds: float = LIMIT_SECONDS) -> list[Finding]:
     """All findings, in the order of the output."""
     checks = {
-        "log": _log(plan),
-        "spool": machine.spool(plan),
-        "mailboxes": machine.mailboxes(plan),
-        "directory": machine.directory(plan),
-        "dns": machine.dns(plan),
-        "ports": ports.examine(plan.settings),
+        "log": _log(process_config),
+        "spool": machine.spool(process_config),
+        "mailboxes": machine.mailboxes(process_config),
+        "directory": machine.directory(process_config),
+        "dns": machine.dns(process_config),
+        "ports": ports.examine(process_config.settings),
     }
     results = await asyncio.gather(*(_within(limit_seconds, subject, check) for subject, check in checks.items()))
     return [finding for result in results for finding in result]
@@ -47,26 +47,26 @@ async def _within(seconds: float, subject: str, check: Check) -> list[Finding]:
         ]
 
 
-async def _log(plan: Plan) -> list[Finding]:
-    scheme, _, path = plan.settings.log.url.partition(":")
+async def _log(process_config: ProcessConfig) -> list[Finding]:
+    scheme, _, path = process_config.settings.log.url.partition(":")
     if scheme == "kafka":
-        require_package("aiokafka", "log.url", plan.settings.log.url, "kafka")
+        require_package("aiokafka", "log.url", process_config.settings.log.url, "kafka")
         from eilpost.doctor import brokers
 
-        other_tenants = {name: log_settings(plan.for_tenant(name)) for name in _dedicated(plan)}
-        return await brokers.examine(log_settings(plan), plan.tenant, other_tenants)
+        other_tenants = {name: log_settings(process_config.for_tenant(name)) for name in _dedicated(process_config)}
+        return await brokers.examine(log_settings(process_config), process_config.tenant, other_tenants)
     if scheme == "embedded":
         from eilpost.doctor import embedded
 
-        return await embedded.examine(plan.path(path), plan.settings.log)
-    return [ok("log", f"{plan.settings.log.url} is not durable: for tests only")]
+        return await embedded.examine(process_config.path(path), process_config.settings.log)
+    return [ok("log", f"{process_config.settings.log.url} is not durable: for tests only")]
 
 
-def _dedicated(plan: Plan) -> list[str]:
+def _dedicated(process_config: ProcessConfig) -> list[str]:
     """The dedicated tenants when the shared topics are checked. An unreadable directory is reported by `directory`."""
-    if plan.tenant:
+    if process_config.tenant:
         return []
     try:
-        return dedicated_tenants(plan)
+        return dedicated_tenants(process_config)
     except DirectoryUnusable:
         return []

@@ -18,7 +18,7 @@ from time import perf_counter
 
 from eilpost.doctor.finding import Finding, fail, ok, warn
 from eilpost.format import format_age, format_bytes
-from eilpost.wiring import Plan, directory_path, make_spool
+from eilpost.wiring import ProcessConfig, directory_path, make_spool
 from mail.directory import DirectoryUnusable, Snapshot
 from mail.directory.file import load
 from mail.resolver import DnsUnknown, IpAddresses
@@ -67,25 +67,25 @@ def folder_finding(subject: str, path: Path) -> Finding | None:
     return ok(subject, f"{path} does not exist yet; it is created at the first start") if existing != path else None
 
 
-async def spool(plan: Plan) -> list[Finding]:
+async def spool(process_config: ProcessConfig) -> list[Finding]:
     """Store content and read it back."""
-    url = plan.settings.spool.url
-    findings = _spool_shared(plan.settings)
+    url = process_config.settings.spool.url
+    findings = _spool_shared(process_config.settings)
     if url.startswith("file:"):
-        path = plan.path(url.removeprefix("file:"))
-        findings.append(space_finding("spool space", path, plan.settings.log.min_free_disk))
+        path = process_config.path(url.removeprefix("file:"))
+        findings.append(space_finding("spool space", path, process_config.settings.log.min_free_disk))
         problem = folder_finding("spool", path) or owner_finding("spool", path)
         if problem is not None:
             return [problem, *findings]
-    return [await _round_trip(plan), *findings]
+    return [await _round_trip(process_config), *findings]
 
 
-async def _round_trip(plan: Plan) -> Finding:
-    url = plan.settings.spool.url
+async def _round_trip(process_config: ProcessConfig) -> Finding:
+    url = process_config.settings.spool.url
     content = b"eilpost doctor " + secrets.token_hex(_CONTENT_BYTES // 2).encode()
     started_at = perf_counter()
     try:
-        spool = make_spool(plan)
+        spool = make_spool(process_config)
         try:
             await spool.start()
             read_back = await spool.read(await spool.put(content))
@@ -105,21 +105,21 @@ def _spool_shared(settings: Settings) -> list[Finding]:
     return []
 
 
-async def mailboxes(plan: Plan) -> list[Finding]:
-    url = plan.settings.mailboxes.url
+async def mailboxes(process_config: ProcessConfig) -> list[Finding]:
+    url = process_config.settings.mailboxes.url
     if not url.startswith("maildir:"):
         return []
-    path = plan.path(url.removeprefix("maildir:"))
+    path = process_config.path(url.removeprefix("maildir:"))
     finding = folder_finding("mailboxes", path) or owner_finding("mailboxes", path)
     consequence = "deliveries to mailboxes are deferred when it is full"
     return [
         finding or ok("mailboxes", f"{path} is writable"),
-        space_finding("mailboxes space", path, plan.settings.log.min_free_disk, consequence),
+        space_finding("mailboxes space", path, process_config.settings.log.min_free_disk, consequence),
     ]
 
 
-async def directory(plan: Plan) -> list[Finding]:
-    path = directory_path(plan)
+async def directory(process_config: ProcessConfig) -> list[Finding]:
+    path = directory_path(process_config)
     try:
         snapshot, _ = await asyncio.to_thread(load, path)
     except DirectoryUnusable as error:
@@ -134,9 +134,9 @@ def _directory(snapshot: Snapshot, path: Path) -> Finding:
     return ok("directory", text)
 
 
-async def dns(plan: Plan) -> list[Finding]:
+async def dns(process_config: ProcessConfig) -> list[Finding]:
     """Query each configured server for node.hostname, unless no DNS is needed."""
-    settings = plan.settings
+    settings = process_config.settings
     by_mx = not settings.delivery.relay
     if not (by_mx or settings.ingress.sender_domain_must_resolve):
         return [ok("dns", "not used: delivery.relay is set and sender domains are not checked")]

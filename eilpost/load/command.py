@@ -18,7 +18,6 @@ from email.utils import format_datetime
 
 from eilpost.load.client import Client, ConnectionLost
 from eilpost.load.ledger import Ledger
-from eilpost.load.plan import Plan, Size
 from eilpost.load.progress import Display, RateMeter
 from eilpost.load.recorder import LoadRecorder
 from eilpost.load.report import LoadResult, LoadSummary
@@ -26,6 +25,7 @@ from eilpost.load.sink import Sink
 from eilpost.load.source import Source, error_text
 from eilpost.load.supply import Supply
 from eilpost.load.target import Target, TargetRefused
+from eilpost.load.workload import Size, Workload
 from mail import endpoint
 from mail.service import ServiceError
 
@@ -59,7 +59,7 @@ class Options:
 
 async def load(options: Options, show: Callable[[str], None]) -> LoadResult:
     """Raises ServiceError when the sink cannot listen, no target responds, or a target is refused."""
-    plan = Plan(
+    workload = Workload(
         secrets.token_hex(4),
         domain=options.domain,
         sender=options.sender,
@@ -70,7 +70,7 @@ async def load(options: Options, show: Callable[[str], None]) -> LoadResult:
         sizes=options.sizes,
         date=format_datetime(datetime.now(UTC)),
     )
-    recorder = LoadRecorder(plan, Ledger(plan.run, options.recipients))
+    recorder = LoadRecorder(workload, Ledger(workload.run, options.recipients))
     targets = [Target(host, port, allow_public=options.allow_public) for host, port in options.targets]
     async with _listening(recorder, options) as sink:
         await _require_target(targets, options.domain)
@@ -167,7 +167,7 @@ class _Load:
             await asyncio.gather(display, sending, return_exceptions=True)
         now = time.monotonic()
         return LoadResult(
-            self._recorder.plan,
+            self._recorder.workload,
             self._recorder.ledger,
             LoadSummary(
                 targets=tuple(map(str, self._targets)),

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from delivery.reply_parser import ServerReply
 from eilpost.load.dsn import failed_recipients
 from eilpost.load.ledger import Ledger
-from eilpost.load.plan import DestinationKind, OutgoingMessage, Plan, Recipient, find_load_id, parse_recipient
 from eilpost.load.source import Stage, error_text
+from eilpost.load.workload import DestinationKind, OutgoingMessage, Recipient, Workload, find_load_id, parse_recipient
 
 _FAILED = b"550 5.1.1 No such user at this destination of the load\r\n"
 _DEFERRED = b"451 4.3.0 This destination of the load accepts mail at the second attempt\r\n"
@@ -20,14 +20,14 @@ _VARIABLE = re.compile(r"<[^>]*>|\b[0-9A-Z]{8,}\b|\br?[0-9]+\.[0-9a-z]+@\S+")
 class LoadRecorder:
     """The Recorder of the source and the Destinations of the sink, with one ledger."""
 
-    def __init__(self, plan: Plan, ledger: Ledger) -> None:
-        self.plan = plan
+    def __init__(self, workload: Workload, ledger: Ledger) -> None:
+        self.workload = workload
         self.ledger = ledger
 
     def messages(self, limit: int | None) -> Iterator[OutgoingMessage]:
         """New messages, each recorded in the ledger."""
         while limit is None or self.ledger.counts.issued < limit:
-            yield self.plan.message(self.ledger.issue())
+            yield self.workload.message(self.ledger.issue())
 
     # Recorder
 
@@ -79,14 +79,14 @@ class LoadRecorder:
         load_id = find_load_id(content)
         if not sender:
             self._report(content, load_id)
-        elif load_id is None or load_id[0] != self.plan.run:
+        elif load_id is None or load_id[0] != self.workload.run:
             self.ledger.counts.foreign += 1
         else:
             number = load_id[1]
             indexes = [
                 recipient.index for name in recipients if (recipient := self._recipient_of_run(name)) is not None
             ]
-            intact = number < self.ledger.counts.issued and content.endswith(self.plan.body(number))
+            intact = number < self.ledger.counts.issued and content.endswith(self.workload.body(number))
             self.ledger.counts.misdirected += len(recipients) - len(indexes)
             self.ledger.arrive(number, indexes, intact, time.monotonic())
         return None
@@ -100,12 +100,12 @@ class LoadRecorder:
                 recipient.kind is not DestinationKind.FAILING for recipient in failed
             )
             self.ledger.bounce([recipient.index for recipient in failed], time.monotonic())
-        elif load_id is None or load_id[0] != self.plan.run:
+        elif load_id is None or load_id[0] != self.workload.run:
             self.ledger.counts.foreign += 1
 
     def _recipient_of_run(self, address: str) -> Recipient | None:
         parsed = parse_recipient(address)
-        return parsed if parsed is not None and parsed.run == self.plan.run else None
+        return parsed if parsed is not None and parsed.run == self.workload.run else None
 
 
 def _normalized_reply(reply: ServerReply) -> str:

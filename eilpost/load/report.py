@@ -8,7 +8,7 @@ from typing import Any
 
 from eilpost.load.histogram import Histogram
 from eilpost.load.ledger import Ledger
-from eilpost.load.plan import Plan
+from eilpost.load.workload import Workload
 
 MAX_LISTED = 20
 _OTHER_NAMES = {"issued", "resent", "deferrals", "arrivals"}  # of `Counts`, which JSON names otherwise or omits
@@ -34,7 +34,7 @@ class LoadSummary:
 
 @dataclass(frozen=True, slots=True)
 class LoadResult:
-    plan: Plan
+    workload: Workload
     ledger: Ledger
     summary: LoadSummary
 
@@ -103,7 +103,7 @@ def as_json(result: LoadResult) -> dict[str, Any]:
         "open": [
             {
                 "id": lost.id,
-                "recipient": result.plan.address(lost.recipient_index),
+                "recipient": result.workload.address(lost.recipient_index),
                 "queue_id": lost.queue_id or None,
                 "deferred": lost.deferred,
             }
@@ -181,7 +181,10 @@ def _causes(result: LoadResult) -> Iterator[Line]:
         trace_command = f", eilpost trace {lost.queue_id}" if lost.queue_id else ""
         cause = ", deferred by the sink, no retry" if lost.deferred else ""
         label, style = ("unfinished", _WARN) if summary.interrupted else ("lost", _BAD)
-        yield [(label, style), (f" {lost.id} to {result.plan.address(lost.recipient_index)}{cause}{trace_command}", "")]
+        yield [
+            (label, style),
+            (f" {lost.id} to {result.workload.address(lost.recipient_index)}{cause}{trace_command}", ""),
+        ]
     if result.open > MAX_LISTED:
         yield [(f"and {result.open - MAX_LISTED:,} more", "")]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol, cast
 
-from eilpost.load.plan import MAX_MESSAGE_BYTES
+from eilpost.load.workload import MAX_MESSAGE_BYTES
 
 _LINE_BYTES = 4096
 _OUT_BYTES = 65536  # of replies per write

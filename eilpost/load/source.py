@@ -18,9 +18,9 @@ from typing import Protocol
 
 from delivery.reply_parser import ServerReply
 from eilpost.load.client import Client, ConnectionLost
-from eilpost.load.plan import OutgoingMessage
 from eilpost.load.supply import Supply
 from eilpost.load.target import NameNotResolved, Target
+from eilpost.load.workload import OutgoingMessage
 
 _CONNECT_SECONDS = 10.0
 _QUIT_SECONDS = 2.0

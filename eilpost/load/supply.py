@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from eilpost.load.plan import OutgoingMessage
+from eilpost.load.workload import OutgoingMessage
 
 _CATCH_UP_SECONDS = 1.0
 _LEAST_WAIT_SECONDS = 0.001  # resolution of event loop timers

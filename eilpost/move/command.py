@@ -48,7 +48,7 @@ async def count(source: Endpoint, target: Endpoint) -> MoveCount:
     """Count by reading the source, which may be in use; nothing is changed."""
     check_endpoints(source, target)
     try:
-        return await _count(make_history(source.plan))
+        return await _count(make_history(source.process_config))
     except LogUnavailable as error:
         raise ServiceError(f"{error}; run the command again when the log is available") from None
 
@@ -85,8 +85,8 @@ async def move(
         await require_unused(endpoint, print_message)
     async with _opened(source) as source_log, _opened(target) as target_log:
         copier = ContentCopier(
-            None if share_spool(source, target) else make_spool(source.plan),
-            make_spool(target.plan),
+            None if share_spool(source, target) else make_spool(source.process_config),
+            make_spool(target.process_config),
             target.inline_max_bytes,
             lost_too,
         )
@@ -127,7 +127,7 @@ async def move_until_done(
 
 @asynccontextmanager
 async def _opened(endpoint: Endpoint) -> AsyncIterator[Log]:
-    log = make_log(endpoint.plan)
+    log = make_log(endpoint.process_config)
     await log.start()
     try:
         yield log

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from eilpost import configuration
-from eilpost.wiring import Plan, log_settings
+from eilpost.wiring import ProcessConfig, log_settings
 from mail.endpoint import parse_brokers
 from mail.log import LogUnavailable, LogUnusable
 from mail.service import ServiceError
@@ -28,11 +28,11 @@ class Endpoint:
     """`option` is "--from" or "--to"."""
 
     option: str
-    plan: Plan
+    process_config: ProcessConfig
 
     @property
     def log(self) -> LogSettings:
-        return self.plan.settings.log
+        return self.process_config.settings.log
 
     @property
     def scheme(self) -> str:
@@ -41,11 +41,11 @@ class Endpoint:
     @property
     def path(self) -> Path:
         """The file of an embedded log."""
-        return self.plan.path(self.log.url.partition(":")[2])
+        return self.process_config.path(self.log.url.partition(":")[2])
 
     @property
     def inline_max_bytes(self) -> int:
-        max_inline_size = self.plan.settings.spool.max_inline_size
+        max_inline_size = self.process_config.settings.spool.max_inline_size
         return min(max_inline_size, INLINE_ON_KAFKA) if self.scheme == "kafka" else max_inline_size
 
 
@@ -59,7 +59,7 @@ def parse_endpoints(source: str, target: str, config: Path | None, tenant: str =
         _parse_endpoint("--from", source, base_config, tenant),
         _parse_endpoint("--to", target, base_config, tenant),
     )
-    if tenant and not any(endpoint.plan.tenant for endpoint in endpoints):
+    if tenant and not any(endpoint.process_config.tenant for endpoint in endpoints):
         raise SettingsError(
             f"--tenant {tenant}: --from or --to must be a Kafka log; only there tenants have own topics"
         )
@@ -77,16 +77,18 @@ def _parse_endpoint(option: str, text: str, base_config: Path | None, tenant: st
                 f'{option} {text}: an existing configuration file or the URL of a log is expected, like "embedded:FILE"'
                 ' or "kafka://HOST:PORT"'
             )
-        plan = configuration.load_plan(Path(text))
+        process_config = configuration.load_process_config(Path(text))
         changes: dict[str, object] = {}
     else:
-        plan = configuration.load_plan(base_config)
+        process_config = configuration.load_process_config(base_config)
         # The shard counts in the file belong to its own log.
-        changes = {} if text == plan.settings.log.url else {"url": text, "shards": 0, "delivery_shards": 0}
+        changes = {} if text == process_config.settings.log.url else {"url": text, "shards": 0, "delivery_shards": 0}
     if option == "--from":
         changes["durability"] = "dev"  # unsafe topics are allowed as the source
-    log = plan.settings.log.model_copy(update=changes)
-    endpoint = Endpoint(option, replace(plan, settings=plan.settings.model_copy(update={"log": log})))
+    log = process_config.settings.log.model_copy(update=changes)
+    endpoint = Endpoint(
+        option, replace(process_config, settings=process_config.settings.model_copy(update={"log": log}))
+    )
     if endpoint.scheme == "memory":
         raise SettingsError(f"{option} {text}: a log in memory cannot be moved: it is lost when its process ends")
     if endpoint.scheme == "kafka":
@@ -94,7 +96,7 @@ def _parse_endpoint(option: str, text: str, base_config: Path | None, tenant: st
             parse_brokers(log.url)
         except ValueError as error:
             raise SettingsError(f"{option} {text}: {error}") from None
-        endpoint = Endpoint(option, endpoint.plan.for_tenant(tenant))
+        endpoint = Endpoint(option, endpoint.process_config.for_tenant(tenant))
     return endpoint
 
 
@@ -116,11 +118,11 @@ def check_endpoints(source: Endpoint, target: Endpoint) -> None:
 
 
 def share_spool(source: Endpoint, target: Endpoint) -> bool:
-    source_url, target_url = (endpoint.plan.settings.spool.url for endpoint in (source, target))
+    source_url, target_url = (endpoint.process_config.settings.spool.url for endpoint in (source, target))
     schemes = {url.partition(":")[0] for url in (source_url, target_url)}
     if schemes == {"file"}:
         paths = [
-            endpoint.plan.path(endpoint.plan.settings.spool.url.partition(":")[2]).resolve()
+            endpoint.process_config.path(endpoint.process_config.settings.spool.url.partition(":")[2]).resolve()
             for endpoint in (source, target)
         ]
         return paths[0] == paths[1]
@@ -137,7 +139,7 @@ async def require_unused(endpoint: Endpoint, print_message: Callable[[str], None
     from mail.log.kafka.cluster_info import ClusterInfo
     from mail.log.kafka.diagnose import explain_failure, require_broker
 
-    access = make_access(log_settings(endpoint.plan), endpoint.plan.tenant)
+    access = make_access(log_settings(endpoint.process_config), endpoint.process_config.tenant)
     await require_broker(access)
     names = [access.group(ROUTER), access.group(DELIVERY)]
     loop = asyncio.get_running_loop()

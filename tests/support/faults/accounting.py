@@ -17,13 +17,13 @@ from hashlib import blake2b
 
 from delivery.reply_parser import ServerReply as SmtpAnswer
 from eilpost.load.client import Client
-from eilpost.load.plan import OutgoingMessage
 from eilpost.load.sink import Sink as ProductSink
 from eilpost.load.sink import SinkSession
 from eilpost.load.source import Source as ProductSource
 from eilpost.load.source import Stage
 from eilpost.load.supply import Supply
 from eilpost.load.target import Target
+from eilpost.load.workload import OutgoingMessage
 
 X_ID = re.compile(rb"^X-Id: (\S+)\r?$", re.MULTILINE)
 

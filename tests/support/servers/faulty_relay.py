@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Callable
 
 from eilpost.load.client import Client
-from eilpost.load.plan import find_load_id
 from eilpost.load.sink import Sink, SinkSession
+from eilpost.load.workload import find_load_id
 
 Which = Callable[[int], bool]
 

@@ -21,7 +21,7 @@ from typer.main import get_command
 from deploy.kafka import jars
 from deploy.kafka.node import Node
 from eilpost.cli import app
-from eilpost.load.plan import Plan
+from eilpost.load.workload import Workload
 from mail.directory.file import find_user
 from mail.directory.passwords import is_hash
 from mail.directory.toml import parse_directory
@@ -137,8 +137,10 @@ def test_load_is_relayed_to_its_sink() -> None:
     assert (program, command, load_service["profiles"]) == ("eilpost", "load", ["load"])
     assert given["--target"] == "ingress:{1}".format(*parse(_settings(_read(ONE)["ingress"])[SMTP_LISTEN]))
     shares = ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (0.3, 0.3))
-    plans = [Plan("run", domains=int(given["--domains"]), failing=fail, deferring=defer) for fail, defer in shares]
-    addresses = {address for plan in plans for address in (plan.sender, *map(plan.address, range(50)))}
+    workloads = [
+        Workload("run", domains=int(given["--domains"]), failing=fail, deferring=defer) for fail, defer in shares
+    ]
+    addresses = {address for workload in workloads for address in (workload.sender, *map(workload.address, range(50)))}
     domains = {address.rpartition("@")[2] for address in addresses}
     assert len(domains) == 10
     snapshot = parse_directory((DEPLOY / "directory.toml").read_text(), "directory.toml", is_hash)

@@ -16,7 +16,7 @@ from eilpost import doctor
 from eilpost.doctor import machine, ports
 from eilpost.doctor.finding import Finding, Level, as_json, fail, ok, status, summary, warn, write
 from eilpost.output import Output
-from eilpost.wiring import Plan
+from eilpost.wiring import ProcessConfig
 from mail.log.embedded import EmbeddedLog
 from mail.settings import LogSettings
 from mail.settings_file import load
@@ -25,15 +25,15 @@ from tests.support.servers.dns import DnsServer, Zone
 from tests.support.servers.eilpost_process import EilpostProcess, directory_toml, toml
 from tests.support.servers.ports import free_port
 
-MakePlan = Callable[..., Plan]
+MakeProcessConfig = Callable[..., ProcessConfig]
 
 
 @pytest.fixture
-def make_plan(tmp_path: Path) -> MakePlan:
-    """A plan in `tmp_path` with free ports; arguments override settings by section."""
+def make_process_config(tmp_path: Path) -> MakeProcessConfig:
+    """A configuration in `tmp_path` with free ports; arguments override settings by section."""
     (tmp_path / "directory.toml").write_text(directory_toml())
 
-    def make(**sections: dict[str, Any]) -> Plan:
+    def make(**sections: dict[str, Any]) -> ProcessConfig:
         usual: dict[str, dict[str, Any]] = {
             "node": {"hostname": "mx.example.test"},
             "ingress": {"smtp_listen": f"127.0.0.1:{free_port()}", "sender_domain_must_resolve": False},
@@ -45,7 +45,7 @@ def make_plan(tmp_path: Path) -> MakePlan:
             usual[name] = usual.get(name, {}) | section
         path = tmp_path / "eilpost.toml"
         path.write_text(toml(usual))
-        return Plan(load(path, {}), tmp_path)
+        return ProcessConfig(load(path, {}), tmp_path)
 
     return make
 
@@ -54,22 +54,26 @@ def _by_subject(findings: list[Finding]) -> dict[str, Finding]:
     return {finding.subject: finding for finding in findings}
 
 
-async def test_before_the_first_start_nothing_is_wrong_and_nothing_is_made(make_plan: MakePlan, tmp_path: Path) -> None:
-    plan = make_plan(log={"min_free_disk": "1KiB"})
+async def test_before_the_first_start_nothing_is_wrong_and_nothing_is_made(
+    make_process_config: MakeProcessConfig, tmp_path: Path
+) -> None:
+    process_config = make_process_config(log={"min_free_disk": "1KiB"})
     before = sorted(tmp_path.rglob("*"))
-    findings = await doctor.examine(plan)
+    findings = await doctor.examine(process_config)
     assert {finding.level for finding in findings} == {Level.OK}, findings
     assert "does not exist yet" in _by_subject(findings)["log"].text
     assert sorted(tmp_path.rglob("*")) == before
 
 
-async def test_hanging_check_is_a_finding(make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def hang(plan: Plan) -> list[Finding]:
+async def test_hanging_check_is_a_finding(
+    make_process_config: MakeProcessConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(process_config: ProcessConfig) -> list[Finding]:
         await asyncio.sleep(60)
         return []
 
     monkeypatch.setattr(machine, "directory", hang)
-    findings = await doctor.examine(make_plan(), 0.5)
+    findings = await doctor.examine(make_process_config(), 0.5)
     assert _by_subject(findings)["directory"].level is Level.FAIL
     assert "no answer within" in _by_subject(findings)["directory"].text
 
@@ -77,12 +81,14 @@ async def test_hanging_check_is_a_finding(make_plan: MakePlan, monkeypatch: pyte
 # --- the log
 
 
-async def test_backlog_of_a_stopped_embedded_log_is_reported(make_plan: MakePlan, tmp_path: Path) -> None:
+async def test_backlog_of_a_stopped_embedded_log_is_reported(
+    make_process_config: MakeProcessConfig, tmp_path: Path
+) -> None:
     log = EmbeddedLog(tmp_path / "var" / "log.db", LogSettings())
     await log.start()
     await log.append(samples.accepted())
     await log.close()
-    finding = _by_subject(await doctor.examine(make_plan()))["log"]
+    finding = _by_subject(await doctor.examine(make_process_config()))["log"]
     assert (finding.level, finding.advice) == (Level.WARN, ("mail waits: start `eilpost up`",))
     assert "no process is running; deliveries in the queue: 0; messages not yet routed: 1" in finding.text
 
@@ -90,8 +96,8 @@ async def test_backlog_of_a_stopped_embedded_log_is_reported(make_plan: MakePlan
 @pytest.mark.slow
 def test_running_server_is_recognised_on_its_ports(tmp_path: Path) -> None:
     with EilpostProcess(tmp_path / "home") as box:
-        plan = Plan(load(box.home / "eilpost.toml", {}), box.home)
-        by_subject = _by_subject(asyncio.run(doctor.examine(plan)))
+        process_config = ProcessConfig(load(box.home / "eilpost.toml", {}), box.home)
+        by_subject = _by_subject(asyncio.run(doctor.examine(process_config)))
     assert by_subject["log"].text.startswith(
         str(box.home / "log.db")
         + ": in use by a running eilpost; deliveries in the queue: 0; messages not yet routed: 0"
@@ -106,14 +112,14 @@ def test_running_server_is_recognised_on_its_ports(tmp_path: Path) -> None:
     assert {finding.level for finding in by_subject.values()} <= {Level.OK, Level.WARN}
 
 
-async def test_damaged_embedded_log_is_a_failure(make_plan: MakePlan, tmp_path: Path) -> None:
+async def test_damaged_embedded_log_is_a_failure(make_process_config: MakeProcessConfig, tmp_path: Path) -> None:
     (tmp_path / "var").mkdir()
     (tmp_path / "var" / "log.db").write_bytes(b"not a database, and long enough to be read" * 100)
-    assert _by_subject(await doctor.examine(make_plan()))["log"].level is Level.FAIL
+    assert _by_subject(await doctor.examine(make_process_config()))["log"].level is Level.FAIL
 
 
-async def test_free_space_below_the_minimum_is_a_failure(make_plan: MakePlan) -> None:
-    by_subject = _by_subject(await doctor.examine(make_plan(log={"min_free_disk": "1024TiB"})))
+async def test_free_space_below_the_minimum_is_a_failure(make_process_config: MakeProcessConfig) -> None:
+    by_subject = _by_subject(await doctor.examine(make_process_config(log={"min_free_disk": "1024TiB"})))
     assert by_subject["log space"].level is by_subject["spool space"].level is Level.FAIL
     assert "log.min_free_disk" in by_subject["log space"].text
 
@@ -121,43 +127,43 @@ async def test_free_space_below_the_minimum_is_a_failure(make_plan: MakePlan) ->
 # --- spool and directory
 
 
-async def test_the_spool_is_written_and_read(make_plan: MakePlan, tmp_path: Path) -> None:
+async def test_the_spool_is_written_and_read(make_process_config: MakeProcessConfig, tmp_path: Path) -> None:
     (tmp_path / "var" / "spool").mkdir(parents=True)
-    plan = make_plan()
-    assert "written and read in" in (await machine.spool(plan))[0].text
+    process_config = make_process_config()
+    assert "written and read in" in (await machine.spool(process_config))[0].text
     (tmp_path / "var" / "spool" / "tmp").rmdir()
     (tmp_path / "var" / "spool" / "tmp").write_text("in the way")
-    finding = (await machine.spool(plan))[0]
+    finding = (await machine.spool(process_config))[0]
     assert (finding.level, "spool.url" in finding.advice[0]) == (Level.FAIL, True)
 
 
 async def test_group_writable_directory_of_another_user_is_checked(
-    make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_process_config: MakeProcessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A volume of Kubernetes belongs to root and to the group of the pod (fsGroup)."""
     spool = tmp_path / "var" / "spool"
     spool.mkdir(parents=True)
     spool.chmod(0o2770)
     monkeypatch.setattr(os, "geteuid", lambda: 123_456)
-    assert (await machine.spool(make_plan()))[0].level is Level.OK
+    assert (await machine.spool(make_process_config()))[0].level is Level.OK
     spool.chmod(0o2750)
-    assert (await machine.spool(make_plan()))[0].level is Level.WARN
+    assert (await machine.spool(make_process_config()))[0].level is Level.WARN
 
 
 async def test_directory_of_another_user_is_not_written(
-    make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_process_config: MakeProcessConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "var" / "spool").mkdir(parents=True)
     monkeypatch.setattr(os, "geteuid", lambda: 123_456)
-    finding = (await machine.spool(make_plan()))[0]
+    finding = (await machine.spool(make_process_config()))[0]
     assert finding.level is Level.WARN
     assert "belongs to" in finding.text
     assert list((tmp_path / "var" / "spool").iterdir()) == []
 
 
-async def test_local_spool_in_a_cluster_is_a_warning(make_plan: MakePlan) -> None:
-    plan = make_plan(log={"url": "kafka://127.0.0.1:9092"})
-    assert "same storage for all processes" in _by_subject(await machine.spool(plan))["spool shared"].text
+async def test_local_spool_in_a_cluster_is_a_warning(make_process_config: MakeProcessConfig) -> None:
+    process_config = make_process_config(log={"url": "kafka://127.0.0.1:9092"})
+    assert "same storage for all processes" in _by_subject(await machine.spool(process_config))["spool shared"].text
 
 
 @pytest.mark.parametrize(
@@ -170,11 +176,11 @@ async def test_local_spool_in_a_cluster_is_a_warning(make_plan: MakePlan) -> Non
     ],
 )
 async def test_directory_file_is_checked(
-    make_plan: MakePlan, tmp_path: Path, text: str | None, level: Level, expected: str
+    make_process_config: MakeProcessConfig, tmp_path: Path, text: str | None, level: Level, expected: str
 ) -> None:
-    plan = make_plan()
+    process_config = make_process_config()
     (tmp_path / "directory.toml").unlink() if text is None else (tmp_path / "directory.toml").write_text(text)
-    (finding,) = await machine.directory(plan)
+    (finding,) = await machine.directory(process_config)
     assert (finding.level, expected in finding.text, bool(finding.advice)) == (level, True, level is not Level.OK)
 
 
@@ -187,35 +193,41 @@ async def dns_server() -> AsyncIterator[DnsServer]:
         yield server
 
 
-async def test_dns_failure_and_missing_host_name_are_reported(make_plan: MakePlan, dns_server: DnsServer) -> None:
-    plan = make_plan(delivery={"relay": ""}, resolver={"servers": [dns_server.address], "timeout": "500ms"})
-    (finding,) = await machine.dns(plan)
+async def test_dns_failure_and_missing_host_name_are_reported(
+    make_process_config: MakeProcessConfig, dns_server: DnsServer
+) -> None:
+    process_config = make_process_config(
+        delivery={"relay": ""}, resolver={"servers": [dns_server.address], "timeout": "500ms"}
+    )
+    (finding,) = await machine.dns(process_config)
     assert (finding.level, finding.subject) == (Level.OK, f"dns {dns_server.address}")
 
     dns_server.zone.addresses.clear()
-    _, finding = await machine.dns(plan)
+    _, finding = await machine.dns(process_config)
     assert (finding.level, finding.subject) == (Level.WARN, "node.hostname")
 
     dns_server.zone.fail.add("mx.example.test")
-    (finding,) = await machine.dns(plan)
+    (finding,) = await machine.dns(process_config)
     assert (finding.level, "SERVFAIL" in finding.text) == (Level.FAIL, True)
 
 
-async def test_one_silent_name_server_of_two_is_a_warning(make_plan: MakePlan, dns_server: DnsServer) -> None:
+async def test_one_silent_name_server_of_two_is_a_warning(
+    make_process_config: MakeProcessConfig, dns_server: DnsServer
+) -> None:
     async with DnsServer(Zone(silent={"mx.example.test"})) as silent:
         servers = [silent.address, dns_server.address]
-        plan = make_plan(
+        process_config = make_process_config(
             ingress={"sender_domain_must_resolve": True}, resolver={"servers": servers, "timeout": "500ms"}
         )
-        findings = await machine.dns(plan)
+        findings = await machine.dns(process_config)
     assert [(finding.subject, finding.level) for finding in findings] == [
         (f"dns {silent.address}", Level.WARN),
         (f"dns {dns_server.address}", Level.OK),
     ]
 
 
-async def test_dns_is_not_queried_when_not_used(make_plan: MakePlan) -> None:
-    (finding,) = await machine.dns(make_plan(resolver={"servers": ["127.0.0.1:1"]}))
+async def test_dns_is_not_queried_when_not_used(make_process_config: MakeProcessConfig) -> None:
+    (finding,) = await machine.dns(make_process_config(resolver={"servers": ["127.0.0.1:1"]}))
     assert (finding.level, "not used" in finding.text) == (Level.OK, True)
 
 
@@ -246,7 +258,7 @@ async def test_dns_is_not_queried_when_not_used(make_plan: MakePlan) -> None:
     ],
 )
 async def test_server_on_a_port_in_use_is_identified(
-    make_plan: MakePlan, key: str, answer: bytes, level: Level, expected: str
+    make_process_config: MakeProcessConfig, key: str, answer: bytes, level: Level, expected: str
 ) -> None:
     async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head, separator, body = answer.partition(b"\r\n\r\n")
@@ -261,7 +273,7 @@ async def test_server_on_a_port_in_use_is_identified(
     section, name = key.split(".")
     try:
         address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        by_subject = _by_subject(await ports.examine(make_plan(**{section: {name: address}}).settings))
+        by_subject = _by_subject(await ports.examine(make_process_config(**{section: {name: address}}).settings))
     finally:
         server.close()
         await server.wait_closed()
@@ -272,8 +284,10 @@ async def test_server_on_a_port_in_use_is_identified(
     ]
 
 
-async def test_listen_address_of_another_machine_is_a_failure(make_plan: MakePlan) -> None:
-    by_subject = _by_subject(await ports.examine(make_plan(ingress={"smtp_listen": "192.0.2.1:2525"}).settings))
+async def test_listen_address_of_another_machine_is_a_failure(make_process_config: MakeProcessConfig) -> None:
+    by_subject = _by_subject(
+        await ports.examine(make_process_config(ingress={"smtp_listen": "192.0.2.1:2525"}).settings)
+    )
     assert by_subject["port ingress.smtp_listen"].level is Level.FAIL
     assert "ingress.smtp_listen" in by_subject["port ingress.smtp_listen"].advice[0]
 

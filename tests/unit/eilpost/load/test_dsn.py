@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 
 from eilpost.load.dsn import failed_recipients
-from eilpost.load.plan import Plan, find_load_id
+from eilpost.load.workload import Workload, find_load_id
 from mail.address import Address
 from mail.envelope import Envelope, Recipient
 from mail.message import Message, QueueId
@@ -74,7 +74,7 @@ def test_dsn_parsing_takes_linear_time(filler: bytes) -> None:
 
 
 def test_eilpost_dsn_is_parsed() -> None:
-    sent = Plan("run1", recipients=2, failing=1.0).message(5)
+    sent = Workload("run1", recipients=2, failing=1.0).message(5)
     names = [Address.parse(name) for name in sent.recipients]
     envelope = Envelope(Address.parse(sent.sender), tuple(Recipient(name, name) for name in names))
     now = datetime.now(UTC)

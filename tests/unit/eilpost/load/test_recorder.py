@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from eilpost.load.ledger import Ledger
-from eilpost.load.plan import Plan
 from eilpost.load.recorder import LoadRecorder
+from eilpost.load.workload import Workload
 
 REPORT = """\
 Content-Type: multipart/report; report-type=delivery-status; boundary="b"\r
@@ -26,8 +26,8 @@ Status: 5.1.1\r
 
 @pytest.mark.parametrize(("failing", "wrong"), [(1.0, 0), (0.0, 1)])
 def test_bounce_of_an_accepting_destination_is_wrong(failing: float, wrong: int) -> None:
-    plan = Plan("run1", failing=failing)
-    recorder = LoadRecorder(plan, Ledger("run1"))
+    workload = Workload("run1", failing=failing)
+    recorder = LoadRecorder(workload, Ledger("run1"))
     (message,) = recorder.messages(1)
     recorder.dot(message)
     recorder.message("", [], REPORT.format(message.recipients[0]).encode())
@@ -36,8 +36,8 @@ def test_bounce_of_an_accepting_destination_is_wrong(failing: float, wrong: int)
 
 
 def test_copy_for_a_foreign_recipient_is_misdirected() -> None:
-    plan = Plan("run1")
-    recorder = LoadRecorder(plan, Ledger("run1"))
+    workload = Workload("run1")
+    recorder = LoadRecorder(workload, Ledger("run1"))
     (message,) = recorder.messages(1)
     recorder.dot(message)
     recorder.message(message.sender, [*message.recipients, "someone@else.test"], message.head + message.body)

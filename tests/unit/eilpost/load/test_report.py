@@ -9,9 +9,9 @@ from dataclasses import replace
 import pytest
 
 from eilpost.load.ledger import Ledger
-from eilpost.load.plan import Plan
 from eilpost.load.progress import RateMeter, one_line, panel
 from eilpost.load.report import LoadResult, LoadSummary, as_json, hint, lines
+from eilpost.load.workload import Workload
 
 ENDED = LoadSummary(
     targets=("127.0.0.1:2525",),
@@ -33,7 +33,7 @@ def result(messages: int = 30, delivered: int = 30, summary: LoadSummary = ENDED
         ledger.accept_message(number, [number], 1000, [b"queued as Q%d" % number], 1.5 + number)
     for number in range(delivered):
         ledger.arrive(number, [number], True, 2.0 + number)
-    return LoadResult(Plan("run1"), ledger, summary)
+    return LoadResult(Workload("run1"), ledger, summary)
 
 
 def text(result: LoadResult) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from delivery.reply_parser import ServerReply
-from eilpost.load.plan import OutgoingMessage
 from eilpost.load.source import Source, Stage
 from eilpost.load.supply import Supply
 from eilpost.load.target import Target
+from eilpost.load.workload import OutgoingMessage
 from tests.support.servers.scripted_remote import Drop, ScriptedRemote, Stall, Then
 
 A, B, C = "a@x.test", "b@x.test", "c@x.test"

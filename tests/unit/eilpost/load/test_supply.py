@@ -6,14 +6,14 @@ import asyncio
 import time
 from collections.abc import Iterator
 
-from eilpost.load.plan import OutgoingMessage, Plan
 from eilpost.load.supply import Supply
+from eilpost.load.workload import OutgoingMessage, Workload
 from tests.support.servers.listener import settle
 
 
 def messages(count: int) -> Iterator[OutgoingMessage]:
-    plan = Plan("run1")
-    return (plan.message(number) for number in range(count))
+    workload = Workload("run1")
+    return (workload.message(number) for number in range(count))
 
 
 async def test_rate_does_not_depend_on_the_number_of_sessions() -> None:

@@ -1,4 +1,4 @@
-"""Plan of a load: size, sender and recipients of every message. Pure.
+"""Workload of `eilpost load`: size, sender and recipients of every message. Pure.
 
 A message is determined by its number, from 0. Shares are spread by a Weyl sequence (multiples of an irrational number,
 modulo 1), so that any part of the load has the requested shares.
@@ -105,7 +105,7 @@ def find_load_id(content: bytes, limit: int = 32768) -> tuple[str, int] | None:
     return (match[1].decode(), int(match[2])) if match is not None else None
 
 
-class Plan:
+class Workload:
     """The messages of a load by number."""
 
     def __init__(

@@ -6,7 +6,15 @@ from collections import Counter
 
 import pytest
 
-from eilpost.load.plan import DestinationKind, Plan, Size, find_load_id, parse_recipient, parse_share, parse_sizes
+from eilpost.load.workload import (
+    DestinationKind,
+    Size,
+    Workload,
+    find_load_id,
+    parse_recipient,
+    parse_share,
+    parse_sizes,
+)
 
 
 def test_sizes_with_and_without_weights() -> None:
@@ -32,18 +40,18 @@ def test_shares_are_parsed() -> None:
 
 
 def test_every_part_of_the_load_has_the_requested_shares() -> None:
-    plan = Plan("run1", failing=0.05, deferring=0.2, domains=20, sizes=parse_sizes("1kB:90,5kB:10"))
+    workload = Workload("run1", failing=0.05, deferring=0.2, domains=20, sizes=parse_sizes("1kB:90,5kB:10"))
     for start in (0, 12_345):
-        kinds = Counter(plan.kind(index) for index in range(start, start + 2000))
+        kinds = Counter(workload.kind(index) for index in range(start, start + 2000))
         assert abs(kinds[DestinationKind.FAILING] - 100) <= 5
         assert abs(kinds[DestinationKind.DEFERRING] - 400) <= 5
-        large = sum(plan.message(number).size_bytes > 3000 for number in range(start, start + 2000))
+        large = sum(workload.message(number).size_bytes > 3000 for number in range(start, start + 2000))
         assert abs(large - 200) <= 5
 
 
 def test_every_domain_gets_mail() -> None:
-    plan = Plan("run1", failing=0.1, deferring=0.2, domains=10)
-    domains = {plan.address(index).partition("@")[2] for index in range(1000)}
+    workload = Workload("run1", failing=0.1, deferring=0.2, domains=10)
+    domains = {workload.address(index).partition("@")[2] for index in range(1000)}
     assert domains == {
         "failing1.load.test",
         *(f"deferring{number}.load.test" for number in (1, 2)),
@@ -52,12 +60,12 @@ def test_every_domain_gets_mail() -> None:
 
 
 def test_recipient_address_is_parsed_back() -> None:
-    plan = Plan("0a1b2c3d", recipients=3, failing=0.3, deferring=0.3)
+    workload = Workload("0a1b2c3d", recipients=3, failing=0.3, deferring=0.3)
     for number in range(50):
-        message = plan.message(number)
+        message = workload.message(number)
         found = [parse_recipient(address) for address in message.recipients]
         assert [(each.index, each.run, each.kind) for each in found if each is not None] == [
-            (index, "0a1b2c3d", plan.kind(index)) for index in range(3 * number, 3 * number + 3)
+            (index, "0a1b2c3d", workload.kind(index)) for index in range(3 * number, 3 * number + 3)
         ]
     for other in ("alice@example.test", "r1@d1.load.test", "r1.run@x1.load.test", "", "rx.run@d1.load.test"):
         assert parse_recipient(other) is None
@@ -65,7 +73,7 @@ def test_recipient_address_is_parsed_back() -> None:
 
 @pytest.mark.parametrize("size", [1, 300, 1000, 10_000, 250_000])
 def test_message_is_well_formed_and_has_the_requested_size(size: int) -> None:
-    message = Plan("run1", sizes=(Size(size, 1.0),), date="Sun, 29 Nov 2026 00:00:00 +0000").message(7)
+    message = Workload("run1", sizes=(Size(size, 1.0),), date="Sun, 29 Nov 2026 00:00:00 +0000").message(7)
     content = message.head + message.body
     assert find_load_id(content) == ("run1", 7)
     assert content.endswith(b"\r\n")
@@ -77,7 +85,7 @@ def test_message_is_well_formed_and_has_the_requested_size(size: int) -> None:
 
 
 def test_load_id_is_found_only_in_the_header() -> None:
-    message = Plan("run1").message(3)
+    message = Workload("run1").message(3)
     received = b"Received: from a by b; now\r\n" * 30
     assert find_load_id(received + message.head + message.body) == ("run1", 3)
     assert find_load_id(b"Subject: x\r\n\r\n> X-Eilpost-Load-Id: run1-3\r\n") is None
