@@ -44,7 +44,7 @@ USED_BYTES_TTL_SECONDS = 60.0  # cache time of the mailbox size; before a refusa
 
 
 @dataclass(slots=True)
-class PendingAppend:
+class AppendRequest:
     """One `append` across its attempts to lock the mailbox; the `tmp` file is written once."""
 
     owner: str
@@ -93,11 +93,11 @@ class Maildir:
 
     async def append(self, owner: str, delivery_id: DeliveryId, content: bytes, quota_bytes: int | None = None) -> bool:
         started = time.perf_counter()
-        pending = PendingAppend(owner, delivery_id, content, quota_bytes)
+        request = AppendRequest(owner, delivery_id, content, quota_bytes)
         try:
-            is_new = await self._run_locking(owner, partial(self._append, pending))
+            is_new = await self._run_locking(owner, partial(self._append, request))
         except (MailboxFull, MailboxUnavailable):
-            pending.discard()
+            request.discard()
             raise
         MAILBOX_APPEND.observe(time.perf_counter() - started)
         return is_new
@@ -154,10 +154,10 @@ class Maildir:
 
     # Append
 
-    def _append(self, pending: PendingAppend, lock_seconds: float) -> bool:
-        """After MailboxLocked, call again with the same `pending`, or call `pending.discard()`."""
-        owner, delivery_id, content = pending.owner, pending.delivery_id, pending.content
-        quota_bytes = pending.quota_bytes
+    def _append(self, request: AppendRequest, lock_seconds: float) -> bool:
+        """After MailboxLocked, call again with the same `request`, or call `request.discard()`."""
+        owner, delivery_id, content = request.owner, request.delivery_id, request.content
+        quota_bytes = request.quota_bytes
         mailbox = self._mailboxes.get(owner)
         now = self._clock()
         if quota_bytes is not None and len(content) > quota_bytes:
@@ -166,13 +166,13 @@ class Maildir:
                 self._flush_new_and_cur(mailbox.path)
                 return False
             raise MessageTooLarge(f"{owner}: {len(content)} octets exceed the quota of {quota_bytes}")
-        if pending.tmp_file is None:
+        if request.tmp_file is None:
             virtual_bytes = len(content) + content.count(b"\n") - content.count(b"\r\n")
-            pending.name = message_name(int(now * 1_000_000), delivery_id, self._hostname, len(content), virtual_bytes)
-            tmp_file = mailbox.path / "tmp" / f"{pending.name}.{self._process}.{next(self._tmp_counter)}"
+            request.name = message_name(int(now * 1_000_000), delivery_id, self._hostname, len(content), virtual_bytes)
+            tmp_file = mailbox.path / "tmp" / f"{request.name}.{self._process}.{next(self._tmp_counter)}"
             self._write(mailbox, tmp_file, content)  # 1: content durable
-            pending.tmp_file = tmp_file
-        tmp_file = pending.tmp_file
+            request.tmp_file = tmp_file
+        tmp_file = request.tmp_file
         keep_tmp_file = False
         with mailbox.locked(lock_seconds):
             self._refresh_journal(mailbox, now)
@@ -183,7 +183,7 @@ class Maildir:
             if is_new:
                 if quota_bytes is not None:
                     self._check_quota(mailbox, owner, len(content), quota_bytes, now)
-                self._link(mailbox.path, tmp_file, pending.name)  # 2: visible in the mailbox
+                self._link(mailbox.path, tmp_file, request.name)  # 2: visible in the mailbox
                 if mailbox.used_bytes is not None:
                     mailbox.used_bytes += len(content)
             if mailbox.journal.lookup(delivery_id) is not JournalState.RECORDED:
@@ -200,7 +200,7 @@ class Maildir:
                         error=error.strerror,
                     )
                     keep_tmp_file = True
-        pending.tmp_file = None
+        request.tmp_file = None
         if not keep_tmp_file:
             for name in [tmp_file.name, *earlier]:
                 with suppress(OSError):

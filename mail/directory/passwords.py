@@ -19,7 +19,7 @@ from cachetools import TTLCache
 from mail.directory import DirectoryUnavailable, User
 
 CACHE_TTL = timedelta(seconds=60)
-PENDING_CHECKS_MAX = 200  # further checks are refused, so that clients do not wait for minutes
+CONCURRENT_CHECKS_MAX = 200  # further checks are refused, so that clients do not wait for minutes
 PASSWORD_MAX_BYTES = 1024  # longer passwords are wrong: hashing megabytes would allow a denial of service
 
 _hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
@@ -47,7 +47,7 @@ class PasswordChecker:
     def __init__(self, threads: int | None = None) -> None:
         count = threads or max(1, min(4, os.cpu_count() or 1))
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="argon2")
-        self._pending = 0
+        self._checks = 0
         self._key = os.urandom(32)
         self._verified: TTLCache[bytes, None] = TTLCache(10_000, CACHE_TTL.total_seconds())
 
@@ -60,11 +60,11 @@ class PasswordChecker:
         cache_key = blake2b(octets + b"\0" + stored.encode(), key=self._key, digest_size=32).digest()
         if stored and cache_key in self._verified:
             return True
-        if self._pending >= PENDING_CHECKS_MAX:
-            raise DirectoryUnavailable("too many password checks are pending")
+        if self._checks >= CONCURRENT_CHECKS_MAX:
+            raise DirectoryUnavailable("too many password checks at once")
         if len(octets) > PASSWORD_MAX_BYTES:
             octets, stored = b"", ""
-        self._pending += 1
+        self._checks += 1
         try:
             async with asyncio.timeout(timeout.total_seconds()):
                 matches = await asyncio.get_running_loop().run_in_executor(
@@ -73,7 +73,7 @@ class PasswordChecker:
         except TimeoutError as error:
             raise DirectoryUnavailable("the password check timed out") from error
         finally:
-            self._pending -= 1
+            self._checks -= 1
         if matches and stored:
             self._verified[cache_key] = None
         return matches and bool(stored)

@@ -47,5 +47,5 @@ class Spool(Protocol):
         ...
 
     async def close(self) -> None:
-        """Wait for pending writes. Idempotent."""
+        """Wait for the writes in progress. Idempotent."""
         ...

@@ -87,7 +87,7 @@ class DiskSpool:
         return await self._in_thread("check", self._check_free)
 
     async def close(self) -> None:
-        """Wait for pending writes. Idempotent."""
+        """Wait for the writes in progress. Idempotent."""
         await self._group_commit.drain()
         await asyncio.to_thread(self._threads.shutdown)
 

@@ -78,7 +78,7 @@ def digest_of(content: bytes) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _PendingWrite:
+class _WriteRequest:
     content: bytes
     spooled: asyncio.Future[Spooled]
 
@@ -91,18 +91,18 @@ class GroupCommit:
     def __init__(self, write: Write, writers: int = 1) -> None:
         self._write = write
         self._writers_max = writers
-        self._pending: list[_PendingWrite] = []
+        self._requests: list[_WriteRequest] = []
         self._writers: set[asyncio.Task[None]] = set()
         self._is_starting = False
 
     async def put(self, content: bytes) -> Spooled:
-        write = _PendingWrite(content, asyncio.get_running_loop().create_future())
-        self._pending.append(write)
+        request = _WriteRequest(content, asyncio.get_running_loop().create_future())
+        self._requests.append(request)
         self._start_writer()
-        return await write.spooled
+        return await request.spooled
 
     async def drain(self) -> None:
-        """Wait until no write is pending."""
+        """Wait until all contents are written."""
         while self._writers:
             await asyncio.wait(self._writers)
 
@@ -113,39 +113,39 @@ class GroupCommit:
             self._writers.add(asyncio.create_task(self._write_batches(), name="spool-writer"))
 
     async def _write_batches(self) -> None:
-        """Write batches until no content is pending."""
+        """Write batches until no content waits."""
         self._is_starting = False
         try:
             for batch in iter(self._next_batch, []):
-                if self._pending:
+                if self._requests:
                     self._start_writer()
                 await self._write_batch(batch)
         finally:  # without an await after the last check, so that the next content starts a new writer
             self._writers.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
-    async def _write_batch(self, batch: list[_PendingWrite]) -> None:
+    async def _write_batch(self, batch: list[_WriteRequest]) -> None:
         try:
-            results = await self._write([write.content for write in batch])
+            results = await self._write([request.content for request in batch])
         except Exception as error:
-            for write in _not_cancelled(batch):
-                write.spooled.set_exception(error)
+            for request in _not_cancelled(batch):
+                request.spooled.set_exception(error)
             return
-        for write, spooled in zip(batch, results, strict=True):
-            if not write.spooled.done():  # its caller may be cancelled
-                write.spooled.set_result(spooled)
+        for request, spooled in zip(batch, results, strict=True):
+            if not request.spooled.done():  # its caller may be cancelled
+                request.spooled.set_result(spooled)
 
-    def _next_batch(self) -> list[_PendingWrite]:
+    def _next_batch(self) -> list[_WriteRequest]:
         size = 0
-        pending = list(_not_cancelled(self._pending))
-        for number, write in enumerate(pending):
-            size += len(write.content)
+        requests = list(_not_cancelled(self._requests))
+        for number, request in enumerate(requests):
+            size += len(request.content)
             if size > BATCH_MAX_BYTES:
-                batch, self._pending = pending[:number], pending[number:]
+                batch, self._requests = requests[:number], requests[number:]
                 return batch
-        self._pending = []
-        return pending
+        self._requests = []
+        return requests
 
 
-def _not_cancelled(writes: Sequence[_PendingWrite]) -> Iterator[_PendingWrite]:
-    """The writes whose caller was not cancelled."""
-    return (write for write in writes if not write.spooled.done())
+def _not_cancelled(requests: Sequence[_WriteRequest]) -> Iterator[_WriteRequest]:
+    """The requests whose caller was not cancelled."""
+    return (request for request in requests if not request.spooled.done())

@@ -128,7 +128,7 @@ class ObjectSpool:
         return None
 
     async def close(self) -> None:
-        """Wait for pending writes. Idempotent."""
+        """Wait for the writes in progress. Idempotent."""
         await self._group_commit.drain()
         self._is_closed = True
         while self._requests_in_flight:

@@ -212,7 +212,7 @@ class _Connection:
             await self._close(abort=end in ("disconnected", "slow", "read_error"))
 
     async def _close(self, *, abort: bool) -> None:
-        """Flush pending output within the write time-out, then close."""
+        """Flush the output within the write time-out, then close."""
         if not abort:
             self._writer.close()
             with suppress(ConnectionError, TimeoutError):

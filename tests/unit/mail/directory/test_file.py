@@ -337,7 +337,7 @@ async def test_slow_or_too_many_checks_are_unavailable(
 ) -> None:
     with pytest.raises(DirectoryUnavailable):
         await directory.authenticate("alice@example.test", "eilpost-demo", timeout=timedelta(0))
-    monkeypatch.setattr(passwords_module, "PENDING_CHECKS_MAX", 2)
+    monkeypatch.setattr(passwords_module, "CONCURRENT_CHECKS_MAX", 2)
     answers = await asyncio.gather(
         *(directory.authenticate("alice@example.test", f"{n}") for n in range(3)), return_exceptions=True
     )
