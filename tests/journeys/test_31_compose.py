@@ -165,6 +165,11 @@ async def test_mail_flows_and_a_router_is_added(docker_engine: Engine, images: d
         await sources[0].send(_postings("more", 40, "outside@example.test"))
         _until(lambda: running.arrived().keys() == sources[0].promised.keys(), project)
 
+        load = ("run", "--rm", "--use-aliases", "--no-TTY", "load")
+        result = json.loads(project.run(*load, "--messages", "100", "--failing", "10%", "--json"))
+        assert (result["accepted"], result["lost"]) == (100, 0)
+        assert result["delivered"] > 50
+
         targets = running.query('up{job!="prometheus"} == 1')
         found = {(one["metric"]["role"], one["metric"]["tenant"], one["metric"]["namespace"]) for one in targets}
         assert found == {(role, "shared", "compose") for role in ROLES}
