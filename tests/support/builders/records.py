@@ -77,6 +77,19 @@ RICH = Message(
     Client("2001:db8::7", 65535, "[IPv6:2001:db8::7]", "ESMTPSA", "bob@example.org"),
 )
 NULL = Message(queue_id(3), "default", NOON, Envelope(None, _PLAIN), 0)
+BINARY = Message(
+    queue_id(4),
+    "default",
+    datetime(1970, 1, 1, tzinfo=UTC),
+    Envelope(
+        ALICE,
+        (Recipient(ALICE, BOB), Recipient(BOB, BOB, frozenset(), "rfc822;Bob@example.org")),
+        Body.BINARY,
+        ret=Ret.FULL,
+    ),
+    1 << 40,
+    Client("192.0.2.7", 25, "", "SMTP"),
+)
 
 
 def accepted(number: int = 1, content: bytes = CONTENT) -> Accepted:
@@ -113,11 +126,19 @@ GOLDEN: dict[str, Record] = {
     "accepted-inline": accepted(),
     "accepted-empty": Accepted(NULL, Inline(b"")),
     "accepted-spooled": Accepted(RICH, SPOOLED),
+    "accepted-binary": Accepted(BINARY, Inline(bytes(range(256)))),
     "dispatched-inline": dispatched(),
+    "dispatched-mx-without-hosts": Dispatched(Delivery(_ID, NULL, ToMx("example.test", ())), 1 << 31, Inline(b"")),
     "dispatched-spooled": dispatched(1, ToMailbox("alice@example.test"), SPOOLED),
     "attempted": attempted(),
     "attempted-mixed": Attempted(_ID, 3, _OUTCOMES, NOON, timedelta(minutes=5), SPOOLED, b"Subject: x\r\n\xff"),
+    "attempted-mailbox": Attempted(_ID, 1, (Delivered(ALICE, OK), Delivered(BOB, OK)), NOON, timedelta(days=1)),
+    "attempted-headers": Attempted(_ID, 1, _OUTCOMES[2:], NOON, timedelta(0), None, b"Subject: x\r\n\r\n"),
     "pending-active": pending(),
+    "pending-null-sender": Pending(
+        Delivery(_ID, NULL, RELAY), Waiting(NOON, WaitCause.DEFERRED, ""), SPOOLED, 1, NEVER
+    ),
+    "pending-empty-inline": Pending(Delivery(_ID, BINARY, RELAY), _WAITS, Inline(b""), last_remote=HOST),
     "pending-inline": Pending(delivery(1, _MX), Active(NOON), Inline(CONTENT)),
     "pending-held": Pending(delivery(1, _MX), _WAITS, SPOOLED, 4, LATER, HOST),
     "pending-unresolved": Pending(
@@ -127,6 +148,7 @@ GOLDEN: dict[str, Record] = {
         delivery(1, ToRelay("::1", 24, RelayProtocol.LMTP)), Waiting(NOON, WaitCause.DEFERRED, ""), SPOOLED, 1
     ),
     "event-received": event(2, Received(RICH)),
+    "event-received-without-client": event(3, Received(NULL)),
     "event-routed": event(1, Routed(_ID, _MX, (ALICE, BOB), None)),
     "event-routed-waits": event(1, Routed(_ID, _MX, (ALICE,), Waiting(NOON, WaitCause.THROTTLED, "window"))),
     "event-resumed": event(1, Resumed(_ID, 2, RELAY)),

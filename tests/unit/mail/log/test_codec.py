@@ -29,7 +29,7 @@ from mail.reply import Reply
 from mail.route import ToMx
 from tests.support.builders.records import ALICE, GOLDEN, NOON, accepted, attempted, message, queue_id
 
-FRAMES = Path(__file__).parents[3] / "golden"
+FRAMES = Path(__file__).parents[3] / "golden" / "version-1"
 
 # Any text of a remote server, with astral and control characters; lone surrogates have their own test.
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
