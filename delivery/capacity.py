@@ -8,11 +8,12 @@ the memory budget is used up, content of queued deliveries is moved to the spool
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable
-from dataclasses import replace
 from time import monotonic
 
 import structlog
+from msgspec.structs import replace
 
 from delivery.in_flight import InFlight, Item
 from mail.log import Entry
@@ -128,7 +129,8 @@ class Capacity:
                 if isinstance(result, BaseException):
                     errors.append(result)
                 else:
-                    entries[index] = replace(entries[index], record=replace(entries[index].record, content=result))
+                    record = replace(entries[index].record, content=result)
+                    entries[index] = dataclasses.replace(entries[index], record=record)
             if errors:
                 event = "spool unavailable, content of queued deliveries stays in memory"
                 shards = sorted({entry.shard for entry in entries})

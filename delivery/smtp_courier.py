@@ -10,9 +10,9 @@ without a reply are deferred.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 import structlog
+from msgspec.structs import replace
 
 from delivery.client_session import Timeouts
 from delivery.courier import same_outcome

@@ -89,7 +89,7 @@ def add_alias(path: Path, alias: str, targets: Sequence[str], *, depth: int) -> 
         file.add_alias(alias, targets)
         snapshot = file.check()
         for address in addresses:
-            refused = expand([Recipient(address, address)], snapshot, depth).refused
+            refused = expand([Recipient(address)], snapshot, depth).refused
             if refused and refused[0].reply == UNKNOWN_USER:
                 raise EditRefused(f"alias {alias}: there is no mailbox {refused[0].recipient.address}")
             if refused:

@@ -133,28 +133,28 @@ def check_recipient(
     """Check RCPT TO; None is `<Postmaster>`, which always exists. An alias without a valid target is refused."""
     if forward_path is None:
         address = postmaster(snapshot, hostname)
-        return Recipient(address, Address(address.local, hostname))
+        return Recipient(Address(address.local, hostname)).readdressed(address)
     match snapshot.lookup(forward_path):
         case IsMailbox() | IsRelayed():
-            return Recipient(forward_path, forward_path)
+            return Recipient(forward_path)
         case IsAlias():
             reason = undeliverable_reply(forward_path, snapshot, alias_depth)
             if reason is None:
-                return Recipient(forward_path, forward_path)
+                return Recipient(forward_path)
             if reason.enhanced == UNKNOWN_USER.enhanced:
                 return replies.NO_SUCH_USER.about(_address_text(forward_path))
             # RFC 5321 section 4.3.2 has 550 for RCPT, and no 554; RFC 3463 X.4.6 is a loop, X.2.4 an empty list.
             return Reply(550, reason.enhanced, f"{_address_text(forward_path)}: {reason.text}")
         case IsUnknown():
             if forward_path.local.lower() == "postmaster":  # RFC 5321 section 4.5.1: for every local domain
-                return Recipient(postmaster(snapshot, hostname), forward_path)
+                return Recipient(forward_path).readdressed(postmaster(snapshot, hostname))
             return replies.NO_SUCH_USER.about(_address_text(forward_path))
         case IsRemote():
             # Checked before relaying: the MX of this host name leads back to this server.
             if forward_path.local.lower() == "postmaster" and forward_path.domain == hostname.lower():
-                return Recipient(postmaster(snapshot, hostname), forward_path)
+                return Recipient(forward_path).readdressed(postmaster(snapshot, hostname))
             if rights.may_relay:
-                return Recipient(forward_path, forward_path)
+                return Recipient(forward_path)
             return replies.RELAYING_DENIED.about(_address_text(forward_path))
         case other:
             assert_never(other)

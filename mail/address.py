@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
 
 import idna
+
+from mail.value import Value
 
 # RFC 5321 section 4.5.3.1.1 and .2; the path limit (.3) counts the angle brackets.
 MAX_LOCAL_BYTES = 64
@@ -37,8 +38,7 @@ class AddressError(ValueError):
     """The text is not an address; the message gives the reason and can be used in a reply."""
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(Value, frozen=True):
     """A mailbox, `local@domain`.
 
     `local` is the local-part without quotes and escapes, its case unchanged; `domain` is a lower-case name without a

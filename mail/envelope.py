@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
+from msgspec.structs import replace
+
 from mail.address import Address
+from mail.value import Value
 
 
 class Body(StrEnum):
@@ -32,18 +34,25 @@ class Ret(StrEnum):
     HEADERS = "HDRS"
 
 
-@dataclass(frozen=True, slots=True)
-class Recipient:
-    """One forward-path. `address` is the current address; `original` the address from RCPT, before alias expansion."""
+class Recipient(Value, frozen=True):
+    """One forward-path. `address` is the current address; `replaced` the address from RCPT, if it is another one."""
 
     address: Address
-    original: Address
+    replaced: Address | None = None
     notify: frozenset[Notify] | None = None  # None: the sender gave no NOTIFY
     orcpt: str | None = None  # RFC 3461 section 4.2, "rfc822;user@example.test", as given
 
+    @property
+    def original(self) -> Address:
+        """The address from RCPT, before alias expansion."""
+        return self.replaced or self.address
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+    def readdressed(self, address: Address) -> Recipient:
+        """The same recipient after alias expansion to `address`."""
+        return replace(self, address=address, replaced=None if address == self.original else self.original)
+
+
+class Envelope(Value, frozen=True):
     """The parameters of a mail transaction. A `reverse_path` of None is the null reverse-path, `<>`."""
 
     reverse_path: Address | None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import NewType
 
 from mail.envelope import Envelope
+from mail.value import Value
 
 QueueId = NewType("QueueId", str)
 DeliveryId = NewType("DeliveryId", str)
@@ -17,8 +17,7 @@ _RANDOM_BITS = (1 << 80) - 1
 _CROCKFORD_VALUE = {letter: value for value, letter in enumerate(_CROCKFORD)}
 
 
-@dataclass(frozen=True, slots=True)
-class Client:
+class Client(Value, frozen=True):
     """The SMTP client that sent the message. `user` is the authenticated login, or None."""
 
     ip: str
@@ -28,8 +27,7 @@ class Client:
     user: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(Value, frozen=True):
     """The metadata of a message. `client` is None for a DSN of eilpost."""
 
     queue_id: QueueId
@@ -40,15 +38,13 @@ class Message:
     client: Client | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Inline:
+class Inline(Value, frozen=True, tag="inline"):
     """Content inside a record: the whole message, CRLF lines, not dot-stuffed."""
 
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Spooled:
+class Spooled(Value, frozen=True, tag="spooled"):
     """Content in the spool under `name`. `digest` is BLAKE2b-128 in hex."""
 
     name: str

@@ -5,14 +5,12 @@ An unknown result is deferred: only a 5xx reply of the next hop or a permanent c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from mail.address import Address
 from mail.reply import Reply
+from mail.value import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Delivered:
+class Delivered(Value, frozen=True, tag="delivered"):
     """The next hop accepted responsibility (`reply` 2xx). `remote` is "mx.example.test[192.0.2.1]:25", or None for a
     mailbox.
     """
@@ -22,8 +20,7 @@ class Delivered:
     remote: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Deferred:
+class Deferred(Value, frozen=True, tag="deferred"):
     """Temporary failure (`reply` 4xx). `remote` is None when the reply is from eilpost, not from the next hop."""
 
     recipient: Address
@@ -31,8 +28,7 @@ class Deferred:
     remote: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(Value, frozen=True, tag="failed"):
     """Permanent failure (`reply` 5xx). `remote` as in Deferred."""
 
     recipient: Address

@@ -5,7 +5,6 @@ Topics and partition keys are in `mail/log/topics.py`, the encoding in `mail/log
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import assert_never
@@ -15,18 +14,17 @@ from mail.message import Content, DeliveryId, Message, QueueId, Spooled, queue_i
 from mail.outcome import Outcome
 from mail.reply import Reply
 from mail.route import Route
+from mail.value import Value
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(Value, frozen=True, tag="accepted"):
     """A message was accepted: eilpost is responsible for it as soon as this record is durable."""
 
     message: Message
     content: Content
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(Value, frozen=True):
     """The recipients of one message that share a next hop.
 
     `message.envelope.recipients` holds only the open recipients of this delivery.
@@ -37,24 +35,22 @@ class Delivery:
     route: Route
 
 
-@dataclass(frozen=True, slots=True)
-class Active:
+class Active(Value, frozen=True, tag="active"):
     """Dispatched; its attempt is not reported yet: active."""
 
     since: datetime
 
 
 class WaitCause(StrEnum):
-    """The reason why a delivery waits. Values are in stored records and never change; `state_name` has the names."""
+    """The reason why a delivery waits. Values are in stored records, metrics and `eilpost queue`."""
 
-    DEFERRED = "retry"  # the last attempt was deferred
-    THROTTLED = "window"  # its site or the shard has reached a limit of active deliveries or bytes
-    HELD = "hold"  # quarantined
-    UNRESOLVED = "resolving"  # DNS has not answered yet
+    DEFERRED = "deferred"  # the last attempt was deferred
+    THROTTLED = "throttled"  # its site or the shard has reached a limit of active deliveries or bytes
+    HELD = "held"  # quarantined
+    UNRESOLVED = "unresolved"  # DNS has not answered yet
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(Value, frozen=True, tag="waiting"):
     """Waits until `due`. A held delivery is due at the maximum datetime; no command releases it yet."""
 
     due: datetime
@@ -62,22 +58,15 @@ class Waiting:
     reason: str  # for operators: the last reply, "DNS lookup of example.test MX timed out", ...
 
 
-_STATE_NAMES = {
-    WaitCause.DEFERRED: "deferred",
-    WaitCause.THROTTLED: "throttled",
-    WaitCause.HELD: "held",
-    WaitCause.UNRESOLVED: "unresolved",
-}
-STATES = ("active", *_STATE_NAMES.values())
+STATES = ("active", *(cause.value for cause in WaitCause))
 
 
 def state_name(state: Active | Waiting) -> str:
     """The state of an open delivery in metrics and `eilpost queue`: one of `STATES`."""
-    return "active" if isinstance(state, Active) else _STATE_NAMES[state.cause]
+    return "active" if isinstance(state, Active) else state.cause.value
 
 
-@dataclass(frozen=True, slots=True)
-class Pending:
+class Pending(Value, frozen=True, tag="pending"):
     """An open delivery: a record of the queue. Key: the delivery id; a later record replaces an earlier one.
 
     `content` is None while it is inside `Dispatched`; for a waiting delivery it is `Spooled`, or `Inline` when the
@@ -92,15 +81,13 @@ class Pending:
     last_remote: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(Value, frozen=True):
     """A delivery is closed: the tombstone of its queue record."""
 
     delivery_id: DeliveryId
 
 
-@dataclass(frozen=True, slots=True)
-class Dispatched:
+class Dispatched(Value, frozen=True, tag="dispatched"):
     """One attempt is requested. `number` is the number of the attempt, from 1."""
 
     delivery: Delivery
@@ -108,8 +95,7 @@ class Dispatched:
     content: Content
 
 
-@dataclass(frozen=True, slots=True)
-class Attempted:
+class Attempted(Value, frozen=True, tag="attempted"):
     """The report of one attempt: an outcome for each recipient, in the order of the delivery.
 
     `content` is the spooled content when any recipient is deferred, else None. `headers` are the first bytes of the
@@ -125,15 +111,13 @@ class Attempted:
     headers: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(Value, frozen=True, tag="received"):
     """History: the message was accepted from `client` and read by the router."""
 
     message: Message
 
 
-@dataclass(frozen=True, slots=True)
-class Routed:
+class Routed(Value, frozen=True, tag="routed"):
     """History: a delivery was created. `waiting` is None when it was dispatched immediately."""
 
     delivery_id: DeliveryId
@@ -142,8 +126,7 @@ class Routed:
     waiting: Waiting | None
 
 
-@dataclass(frozen=True, slots=True)
-class Resumed:
+class Resumed(Value, frozen=True, tag="resumed"):
     """History: a waiting delivery was dispatched, for attempt `number`."""
 
     delivery_id: DeliveryId
@@ -151,8 +134,7 @@ class Resumed:
     route: Route
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptRecorded:
+class AttemptRecorded(Value, frozen=True, tag="attempt"):
     """History: an attempt ended. `next_due` is set when recipients are still open."""
 
     delivery_id: DeliveryId
@@ -163,38 +145,33 @@ class AttemptRecorded:
     next_due: datetime | None
 
 
-@dataclass(frozen=True, slots=True)
-class FailedByRouter:
+class FailedByRouter(Value, frozen=True, tag="failed"):
     """History: recipients that the router failed: no route, alias loop, or lifetime exceeded."""
 
     outcomes: tuple[Outcome, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Bounced:
+class Bounced(Value, frozen=True, tag="bounced"):
     """History: a DSN about `recipients` was accepted as message `dsn`. The DSN itself is an `Accepted`."""
 
     recipients: tuple[Address, ...]
     dsn: QueueId
 
 
-@dataclass(frozen=True, slots=True)
-class Discarded:
+class Discarded(Value, frozen=True, tag="discarded"):
     """History: `recipients` failed, and no DSN reports it, because the reverse-path is null."""
 
     recipients: tuple[Address, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Closed:
+class Closed(Value, frozen=True, tag="closed"):
     """History: no delivery of the message is open."""
 
 
 EventDetail = Received | Routed | Resumed | AttemptRecorded | FailedByRouter | Bounced | Discarded | Closed
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(Value, frozen=True, tag="event"):
     """One event of a message's history. Written only by the router."""
 
     queue_id: QueueId

@@ -7,14 +7,14 @@ RFC 2034, RFC 3463, RFC 7505.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from mail.value import Value
 
 _ENHANCED = re.compile(r"([245])\.([0-9]{1,3})\.([0-9]{1,3})\Z")
 _UNSAFE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]+")
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Value, frozen=True):
     """A reply: `code` 200-599, `enhanced` like "5.1.1" or "" for none, `text` of one or more lines (LF)."""
 
     code: int

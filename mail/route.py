@@ -6,9 +6,10 @@ site. `partition_key` in `mail/log/topics.py` assigns a delivery to a worker.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+
+from mail.value import Value
 
 
 class RelayProtocol(StrEnum):
@@ -18,8 +19,7 @@ class RelayProtocol(StrEnum):
     LMTP = "lmtp"
 
 
-@dataclass(frozen=True, slots=True)
-class ToMailbox:
+class ToMailbox(Value, frozen=True, tag="mailbox"):
     """To the local mailbox of `owner` (an `Address.key`)."""
 
     owner: str
@@ -29,8 +29,7 @@ class ToMailbox:
         return "mailbox"
 
 
-@dataclass(frozen=True, slots=True)
-class ToRelay:
+class ToRelay(Value, frozen=True, tag="relay"):
     """To a host from the configuration."""
 
     host: str
@@ -42,8 +41,7 @@ class ToRelay:
         return f"{self.protocol}://{self.host}:{self.port}"
 
 
-@dataclass(frozen=True, slots=True)
-class ToMx:
+class ToMx(Value, frozen=True, tag="mx"):
     """To the MX hosts of `domain` (RFC 5321 section 5.1): `hosts` as (preference, name), best first.
 
     A name may be the IP address of an address literal. The site is the list of hosts grouped by preference; the domain
@@ -66,8 +64,7 @@ def _mx_site(hosts: tuple[tuple[int, str], ...]) -> str:
     return "mx:" + "|".join(",".join(sorted(names)) for _, names in sorted(groups.items()))
 
 
-@dataclass(frozen=True, slots=True)
-class Unresolved:
+class Unresolved(Value, frozen=True, tag="unresolved"):
     """DNS has not answered for `domain` yet. Such a delivery waits in the queue and is not dispatched."""
 
     domain: str

@@ -7,9 +7,11 @@ limits. Duplicate and outdated facts yield nothing. Next: `delivery/worker.py` (
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import assert_never
+
+from msgspec.structs import replace
 
 from mail.address import Address
 from mail.directory import Destination, IsAlias, IsMailbox, IsRelayed, IsRemote, IsUnknown

@@ -61,7 +61,7 @@ def failure_dsn(
     content = _render(original, sender, failures, quoted, hostname, queue_id, now, utf8)
     envelope = Envelope(
         reverse_path=None,  # RFC 3464 section 2
-        recipients=(Recipient(sender, sender),),
+        recipients=(Recipient(sender),),
         body=Body.SEVEN_BIT if content.isascii() else Body.EIGHT_BIT,
         smtputf8=utf8,
     )

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Container, Hashable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from heapq import heapify, heappop, heappush
 from typing import TypeVar, assert_never, cast
+
+from msgspec.structs import replace
 
 from mail.envelope import Recipient
 from mail.message import DeliveryId, Inline, QueueId
@@ -330,8 +332,8 @@ class MailQueue:
         )
 
     def _intern_recipient(self, recipient: Recipient) -> Recipient:
-        address = self._intern(recipient.address)
-        return self._intern(replace(recipient, address=address, original=self._intern(recipient.original)))
+        address, replaced = self._intern(recipient.address), self._intern(recipient.replaced)
+        return self._intern(replace(recipient, address=address, replaced=replaced))
 
     def _intern(self, value: V) -> V:
         interned = self._interned

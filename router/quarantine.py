@@ -8,9 +8,10 @@ same bug cannot occur again.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import assert_never
+
+from msgspec.structs import replace
 
 from mail.message import delivery_id
 from mail.outcome import Deferred, Delivered

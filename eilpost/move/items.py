@@ -6,7 +6,10 @@ Content is copied between spools, and out of records that would be too large on 
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
+import dataclasses
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from mail.message import Content, DeliveryId, Inline, QueueId, Spooled
 from mail.record import Accepted, Attempted, Delivery, Dispatched, Pending
@@ -70,7 +73,7 @@ class ContentCopier:
             record = replace(record, content=await self._spooled(record.content, item))
         if pending is item.pending and record is item.record:
             return item
-        return replace(item, pending=pending, record=record)
+        return dataclasses.replace(item, pending=pending, record=record)
 
     async def _content(self, content: Content, item: MoveItem) -> Content:
         if isinstance(content, Spooled):

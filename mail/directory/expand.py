@@ -8,7 +8,7 @@ Ingress checks at RCPT that an address is deliverable (`undeliverable_reply`), t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import assert_never
 
 from mail.address import Address
@@ -78,7 +78,7 @@ def undeliverable_reply(address: Address, snapshot: Snapshot, depth: int) -> Rep
             case _:
                 assert_never(result)
     # No member is deliverable so far: the expansion of the router decides.
-    expansion = expand([Recipient(address, address)], snapshot, depth)
+    expansion = expand([Recipient(address)], snapshot, depth)
     return None if expansion.final_recipients else expansion.refused[0].reply
 
 
@@ -127,8 +127,7 @@ class _Expander:
                         else:
                             # RFC 5321 section 3.9.1: the address is replaced, the rest of the envelope stays.
                             stack.extend(
-                                (replace(current, address=target), depth + 1, result)
-                                for target in reversed(result.targets)
+                                (current.readdressed(target), depth + 1, result) for target in reversed(result.targets)
                             )
                 case IsUnknown():
                     self.refused[key] = Refusal(current, UNKNOWN_USER)

@@ -47,7 +47,7 @@ TAKEN = Reply(250, "2.0.0", "Ok: queued as 4F1C")
 
 def message(size: int) -> Message:
     client = Client("192.0.2.1", 40000, "client.example.org", "ESMTP")
-    envelope = Envelope(Address("bob", "example.org"), (Recipient(ALICE, ALICE),))
+    envelope = Envelope(Address("bob", "example.org"), (Recipient(ALICE),))
     return Message(new_queue_id(), "default", datetime.now(UTC), envelope, size, client)
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from datetime import timedelta
 from typing import cast
 
 import pytest
 from aiokafka import TopicPartition
+from msgspec.structs import replace
 
 from mail.log import DeliveryShard, Entry, RouterShard, ShardLost
 from mail.log.codec import encode

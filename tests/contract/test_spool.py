@@ -7,11 +7,11 @@ import errno
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from obstore.store import MemoryStore
 
 from mail.message import Spooled

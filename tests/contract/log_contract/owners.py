@@ -10,8 +10,9 @@ import asyncio
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
 from itertools import pairwise
+
+from msgspec.structs import replace
 
 from mail.log import DeliveryShard, Entry, Log, LogUnavailable, RouterShard, ShardLost
 from mail.message import DeliveryId

@@ -30,7 +30,7 @@ def envelope(
     addresses = [address(text) for text in recipients or ("user@remote.test",)]
     return Envelope(
         None if sender is None else address(sender),
-        tuple(Recipient(path, path) for path in addresses),
+        tuple(Recipient(path) for path in addresses),
         body=body,
         smtputf8=utf8,
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from datetime import UTC, datetime, timedelta
 
 from mail.address import Address
 from mail.envelope import Body, Envelope, Notify, Recipient, Ret
-from mail.log.codec import encode
+from mail.log.codec import MAGIC, encode
 from mail.message import Client, Content, DeliveryId, Inline, Message, QueueId, Spooled, delivery_id, make_queue_id
 from mail.outcome import Deferred, Delivered, Failed
 from mail.record import (
@@ -44,12 +46,17 @@ NEVER = Reply(550, "", "No such user")
 RELAY = ToRelay("relay.example.test", 25)
 HOST = "mx.example.test[192.0.2.1]:25"
 
-_PLAIN = (Recipient(ALICE, ALICE),)
+_PLAIN = (Recipient(ALICE),)
 _RICH = (
     Recipient(ALICE, Address("sales team", "example.test"), frozenset({Notify.FAILURE, Notify.DELAY}), "rfc822;x+40y"),
-    Recipient(Address("jörg", "bücher.example"), Address("jörg", "bücher.example"), frozenset({Notify.NEVER})),
-    Recipient(Address("carol", "[IPv6:2001:db8::1]"), Address("carol", "[IPv6:2001:db8::1]")),
+    Recipient(Address("jörg", "bücher.example"), None, frozenset({Notify.NEVER})),
+    Recipient(Address("carol", "[IPv6:2001:db8::1]")),
 )
+
+
+def frame_with_header(version: int, header: bytes) -> bytes:
+    """A frame without content, its checksum valid."""
+    return struct.pack(">2sBxIII", MAGIC, version, len(header), 0, zlib.crc32(header)) + header
 
 
 def frame_of_version(version: int, record: Record) -> bytes:
@@ -83,7 +90,7 @@ BINARY = Message(
     datetime(1970, 1, 1, tzinfo=UTC),
     Envelope(
         ALICE,
-        (Recipient(ALICE, BOB), Recipient(BOB, BOB, frozenset(), "rfc822;Bob@example.org")),
+        (Recipient(ALICE, BOB), Recipient(BOB, None, frozenset(), "rfc822;Bob@example.org")),
         Body.BINARY,
         ret=Ret.FULL,
     ),

@@ -6,10 +6,13 @@ the committed records, so that a test can replay them, and the ledger.
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+
+from msgspec.structs import replace
 
 from mail.address import Address
 from mail.directory import Domain, Snapshot, User
@@ -39,7 +42,7 @@ def address(text: str) -> Address:
 
 
 def recipient(text: str, original: str | None = None) -> Recipient:
-    return Recipient(address(text), address(original or text))
+    return Recipient(address(original or text)).readdressed(address(text))
 
 
 def message(
@@ -74,7 +77,7 @@ def snapshot(
 
 
 def policy(**rules: object) -> RoutingPolicy:
-    return replace(RoutingPolicy("mx.example.test"), **rules)  # type: ignore[arg-type]
+    return dataclasses.replace(RoutingPolicy("mx.example.test"), **rules)  # type: ignore[arg-type]
 
 
 def delivered(rcpt: Recipient) -> Outcome:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from aiokafka import AIOKafkaProducer
+from msgspec.structs import replace
 
 from mail.log.codec import encode
 from mail.log.kafka.access import BATCH_BYTES, make_access

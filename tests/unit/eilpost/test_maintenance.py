@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
 import pytest
 import structlog
+from msgspec.structs import replace
 
 from eilpost.maintenance import ORDER_TOLERANCE, Maintenance
 from mail.log import Backlog, Log, LogUnavailable, LogUnusable

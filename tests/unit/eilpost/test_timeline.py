@@ -6,10 +6,10 @@ import io
 import json
 import re
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from eilpost import format, json_output, queue_view, trace_view
 from eilpost.output import Output
@@ -93,7 +93,7 @@ def _expanded(named: str, mailboxes: str, refused: str = "", later: str = "") ->
         return Address(name, "example.test")
 
     message = samples.message(1)
-    recipients = tuple(Recipient(address(name), address(name)) for name in named.split())
+    recipients = tuple(Recipient(address(name)) for name in named.split())
     message = replace(message, envelope=replace(message.envelope, recipients=recipients))
     first: list[EventDetail] = [Received(message)]
     first += [

@@ -58,7 +58,7 @@ def test_only_relay_networks_may_send_to_remote_domains() -> None:
     refused = check_recipient(remote, make_snapshot(), REMOTE, "mx.example.test", 20)
     assert isinstance(refused, Reply)
     assert (refused.code, refused.enhanced) == (550, "5.7.1")
-    assert check_recipient(remote, make_snapshot(), RELAY, "mx.example.test", 20) == Recipient(remote, remote)
+    assert check_recipient(remote, make_snapshot(), RELAY, "mx.example.test", 20) == Recipient(remote)
     unknown = check_recipient(A("nobody@example.test"), make_snapshot(), RELAY, "mx.example.test", 20)
     assert isinstance(unknown, Reply)
     assert unknown.enhanced == "5.1.1"
@@ -92,7 +92,7 @@ def test_postmaster_always_exists() -> None:
 def test_alias_without_valid_target_is_refused_at_rcpt(name: str, enhanced: str | None) -> None:
     verdict = check_recipient(A(name), make_snapshot(), REMOTE, "mx.example.test", 20)
     if enhanced is None:
-        assert verdict == Recipient(A(name), A(name))
+        assert verdict == Recipient(A(name))
     else:
         assert isinstance(verdict, Reply)
         assert (verdict.code, verdict.enhanced) == (550, enhanced)
@@ -138,7 +138,7 @@ def test_tenant_is_the_senders_or_the_first_recipients() -> None:
         tenants={name: Tenant(name) for name in ("default", "one", "two")},
         domains={"one.test": Domain("one.test", "one"), "two.test": Domain("two.test", "two")},
     )
-    to_two = [Recipient(A("x@two.test"), A("x@two.test"))]
+    to_two = [Recipient(A("x@two.test"))]
     assert access_policy.tenant_of(A("x@one.test"), to_two, snapshot) == "one"
     assert access_policy.tenant_of(A("x@else.test"), to_two, snapshot) == "two"
     assert access_policy.tenant_of(None, to_two, snapshot) == "two"

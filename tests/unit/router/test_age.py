@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 from time import perf_counter
 
 import pytest
+from msgspec.structs import replace
 
 from mail.message import Spooled, delivery_id
 from mail.record import Active, Delivery, Pending, Settled, WaitCause, Waiting

@@ -267,7 +267,7 @@ def test_many_failures_are_split_into_several_small_dsns() -> None:
 )
 def test_dsn_obeys_notify(notify: frozenset[Notify] | None, reported: bool) -> None:
     shard = simulator()
-    who = Recipient(address("gone@example.test"), address("gone@example.test"), notify)
+    who = Recipient(address("gone@example.test"), None, notify)
     out = shard.decide(accepted(who, sender="alice@example.test"))
     assert bool(of_kind(Accepted, out)) == reported
     assert shard.ledger["failed"] == 1

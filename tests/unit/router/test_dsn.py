@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from email import message_from_bytes, policy
 from email.message import EmailMessage
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from mail.envelope import Body, Recipient
 from mail.message import Inline, QueueId
@@ -115,7 +115,7 @@ def test_dsn_with_8bit_part_declares_8bit(headers: bytes, reply: Reply, encoding
 
 @given(text=st.text(max_size=3000), envid=st.text(max_size=100), orcpt=st.text(max_size=100))
 def test_foreign_text_cannot_start_a_field_or_a_part(text: str, envid: str, orcpt: str) -> None:
-    rcpt = Recipient(address("u@far.test"), address("u@far.test"), orcpt=orcpt)
+    rcpt = Recipient(address("u@far.test"), orcpt=orcpt)
     report = write(FailedRecipient(rcpt, Reply(550, "5.0.0", text), f"mx[{text}"), envid=envid)
     _, parts = read(report)
     assert len(parts) == 3

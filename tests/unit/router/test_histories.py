@@ -5,7 +5,6 @@ It fails, for example, without `_uncount` in `apply` or without a `Settled` in `
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime, timedelta
 from itertools import count
 
@@ -13,6 +12,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from msgspec.structs import replace
 
 from mail.directory import Domain
 from mail.message import DeliveryId, Inline, Spooled

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 
 import pytest
+from msgspec.structs import replace
 
 from mail.message import Spooled, delivery_id
 from mail.record import Delivery, Pending, WaitCause, Waiting

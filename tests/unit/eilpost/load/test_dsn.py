@@ -76,12 +76,12 @@ def test_dsn_parsing_takes_linear_time(filler: bytes) -> None:
 def test_eilpost_dsn_is_parsed() -> None:
     sent = Workload("run1", recipients=2, failing=1.0).message(5)
     names = [Address.parse(name) for name in sent.recipients]
-    envelope = Envelope(Address.parse(sent.sender), tuple(Recipient(name, name) for name in names))
+    envelope = Envelope(Address.parse(sent.sender), tuple(Recipient(name) for name in names))
     now = datetime.now(UTC)
     queue_id = QueueId("01M85Z6AY04KY16VEBBMPVZX8A")
     original = Message(queue_id, "default", now, envelope, sent.size_bytes)
     failures = [
-        FailedRecipient(Recipient(name, name), Reply(550, "5.1.1", "no"), "sink.test[127.0.0.1]:2626") for name in names
+        FailedRecipient(Recipient(name), Reply(550, "5.1.1", "no"), "sink.test[127.0.0.1]:2626") for name in names
     ]
     report = failure_dsn(original, failures, sent.head, "mx.example.test", QueueId("01M85Z6AY04KY16VEBBMPVZX8B"), now)
     content = report.content.data  # type: ignore[union-attr]

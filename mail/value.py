@@ -1,0 +1,14 @@
+"""Base of the frozen values that frames contain (`mail/log/codec.py`)."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+
+class Value(Struct, frozen=True, array_like=True, gc=False):
+    """A frame contains a value as a JSON array: the tag, if its class has one, then the fields in their order.
+
+    Readers ignore surplus items and use the defaults of missing ones. So a field may be appended with a default; every
+    other change of a field or tag needs a new version of the frame. The garbage collector may ignore a value: its
+    fields are immutable, so it is in no reference cycle.
+    """
