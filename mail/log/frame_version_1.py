@@ -2,7 +2,7 @@
 
 In version 1, records, deliveries, messages and recipients were objects with short keys, times were microseconds since
 1970, and some tags had other names. Malformed input raises KeyError, IndexError, TypeError, ValueError, AttributeError
-or OverflowError.
+or OverflowError. Such frames were written before the release of 0.1.0.
 """
 
 from __future__ import annotations
