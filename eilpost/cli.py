@@ -296,11 +296,11 @@ def queue(
     from eilpost.output import Output
 
     async def show(log: HistoryLog) -> None:
-        view = await queue_view.load(log.pending_deliveries(), site=site, limit=limit if top is None else 1)
+        view = await queue_view.load(log.queue_entries(), site=site, limit=limit if top is None else 1)
         if json and top is not None:
             print_json([queue_view.totals_json(*row) for row in view.top(top)])
         elif json:
-            print_json([json_output.pending_json(pending, now()) for pending in view.oldest])
+            print_json([json_output.queue_entry_json(entry, now()) for entry in view.oldest])
         else:
             queue_view.write(view, await log.backlog(), Output(), now(), top)
         if wiring.is_offline(log):

@@ -8,18 +8,18 @@ from typing import assert_never
 
 from mail.address import Address
 from mail.message import Message
-from mail.record import Active, Pending, WaitCause, Waiting
+from mail.record import Active, QueueEntry, WaitCause, Waiting
 from mail.route import Route, ToMailbox, ToMx, ToRelay, Unresolved
 
 
-def format_state(pending: Pending, now: datetime) -> str:
-    match pending.state:
+def format_state(entry: QueueEntry, now: datetime) -> str:
+    match entry.state:
         case Active(since):
-            return f"active for {format_age(now - since)}, attempt {pending.attempts + 1}"
+            return f"active for {format_age(now - since)}, attempt {entry.attempts + 1}"
         case Waiting() as waiting:
-            return format_wait(waiting, now, pending.attempts)
+            return format_wait(waiting, now, entry.attempts)
         case _:
-            assert_never(pending.state)
+            assert_never(entry.state)
 
 
 def format_wait(waiting: Waiting, now: datetime | None = None, attempts: int = 0) -> str:

@@ -22,7 +22,7 @@ from mail.record import (
     Discarded,
     Event,
     FailedByRouter,
-    Pending,
+    QueueEntry,
     Received,
     Resumed,
     Routed,
@@ -55,7 +55,7 @@ def timeline_json(timeline: Timeline, now: datetime) -> dict[str, Any]:
         "message": message_json(message) if message else None,
         "expanded": alias_expansion_json(timeline.events),
         "events": [event_json(event, start) for event in timeline.events],
-        "open": [pending_json(pending, now) for pending in timeline.pending],
+        "open": [queue_entry_json(entry, now) for entry in timeline.queue_entries],
         "bounces": list(timeline.bounces),
     }
 
@@ -151,20 +151,20 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def pending_json(pending: Pending, now: datetime) -> dict[str, Any]:
-    message = pending.delivery.message
-    waiting = pending.state if isinstance(pending.state, Waiting) else None
+def queue_entry_json(entry: QueueEntry, now: datetime) -> dict[str, Any]:
+    message = entry.delivery.message
+    waiting = entry.state if isinstance(entry.state, Waiting) else None
     return {
-        "delivery": pending.delivery.id,
-        "queue_id": queue_id_of(pending.delivery.id),
+        "delivery": entry.delivery.id,
+        "queue_id": queue_id_of(entry.delivery.id),
         "age_seconds": round((now - message.received).total_seconds(), 3),
         **message_json(message),
-        "route": format_route(pending.delivery.route),
-        "site": pending.delivery.route.site,
-        "state": state_name(pending.state),
+        "route": format_route(entry.delivery.route),
+        "site": entry.delivery.route.site,
+        "state": state_name(entry.state),
         "next_attempt": waiting.due.isoformat() if waiting and waiting.due.year < 9000 else None,
         "reason": waiting.reason if waiting else "",
-        "attempts": pending.attempts,
-        "last_reply": str(pending.last) if pending.last else None,
-        "last_remote": pending.last_remote,
+        "attempts": entry.attempts,
+        "last_reply": str(entry.last) if entry.last else None,
+        "last_remote": entry.last_remote,
     }

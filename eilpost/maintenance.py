@@ -20,7 +20,7 @@ from mail.telemetry.log import CONSUMER_LAG
 
 if TYPE_CHECKING:
     from mail.log import Log
-    from mail.record import Pending
+    from mail.record import QueueEntry
     from mail.settings import SpoolSettings
     from mail.spool import Spool
 
@@ -35,7 +35,7 @@ ORDER_TOLERANCE = timedelta(hours=1)  # records are only roughly in the order of
 class QueueReader(Protocol):
     """The queue whose content a sweep must keep."""
 
-    def pending_deliveries(self) -> AsyncIterator[Pending]: ...
+    def queue_entries(self) -> AsyncIterator[QueueEntry]: ...
 
     async def oldest_unconsumed(self) -> datetime | None: ...
 
@@ -89,8 +89,8 @@ class Maintenance:
             oldest_unread = await queue.oldest_unconsumed()
             if oldest_unread is not None:
                 older_than = min(older_than, oldest_unread - ORDER_TOLERANCE)
-            async for pending in queue.pending_deliveries():
-                older_than = min(older_than, pending.delivery.message.received)
+            async for entry in queue.queue_entries():
+                older_than = min(older_than, entry.delivery.message.received)
         removed = await self._spool.sweep(older_than)
         if removed:
             logger.info("spool swept", files=removed, older_than_days=round((now - older_than) / timedelta(days=1), 2))

@@ -13,7 +13,7 @@ from datetime import datetime
 from eilpost.format import format_addresses, format_age, format_bytes, format_sender, format_site, format_state
 from eilpost.output import Output
 from mail.log import Backlog
-from mail.record import Pending, state_name
+from mail.record import QueueEntry, state_name
 
 _SUMMARY_LINES = 20
 
@@ -25,8 +25,8 @@ class Totals:
     bytes: int = 0
     oldest: datetime | None = None
 
-    def add(self, pending: Pending) -> None:
-        message = pending.delivery.message
+    def add(self, entry: QueueEntry) -> None:
+        message = entry.delivery.message
         self.deliveries += 1
         self.recipients += len(message.envelope.recipients)
         self.bytes += message.size_bytes
@@ -37,7 +37,7 @@ class Totals:
 class QueueView:
     """The oldest matching deliveries, and the totals of all matching ones."""
 
-    oldest: list[Pending] = field(default_factory=list)
+    oldest: list[QueueEntry] = field(default_factory=list)
     total: Totals = field(default_factory=Totals)
     totals_by_site: dict[tuple[str, str], Totals] = field(default_factory=dict)  # by site and state
     site: str | None = None
@@ -60,41 +60,41 @@ def totals_json(site: str, state: str, totals: Totals) -> dict[str, object]:
     }
 
 
-async def load(entries: AsyncIterator[Pending], *, site: str | None, limit: int) -> QueueView:
+async def load(entries: AsyncIterator[QueueEntry], *, site: str | None, limit: int) -> QueueView:
     """Read the queue. `site` matches a part of the site's name; a `limit` of 0 means all."""
     view = QueueView(site=site)
-    heap: list[tuple[float, str, Pending]] = []  # the newest of the oldest is on top
-    async for pending in entries:
-        name = format_site(pending.delivery.route)
-        if site is not None and site not in name and site not in pending.delivery.route.site:
+    heap: list[tuple[float, str, QueueEntry]] = []  # the newest of the oldest is on top
+    async for entry in entries:
+        name = format_site(entry.delivery.route)
+        if site is not None and site not in name and site not in entry.delivery.route.site:
             view.not_matching += 1
             continue
-        view.total.add(pending)
-        view.totals_by_site.setdefault((name, state_name(pending.state)), Totals()).add(pending)
-        item = (-pending.delivery.message.received.timestamp(), pending.delivery.id, pending)
+        view.total.add(entry)
+        view.totals_by_site.setdefault((name, state_name(entry.state)), Totals()).add(entry)
+        item = (-entry.delivery.message.received.timestamp(), entry.delivery.id, entry)
         if not limit or len(heap) < limit:
             heapq.heappush(heap, item)
         else:
             heapq.heappushpop(heap, item)
-    view.oldest = [pending for _, _, pending in sorted(heap, reverse=True)]
+    view.oldest = [entry for _, _, entry in sorted(heap, reverse=True)]
     return view
 
 
 def write(view: QueueView, backlog: Backlog, output: Output, now: datetime, top: int | None = None) -> None:
     """Write two lines for each delivery, then the summary; with `top` only that many lines of the summary."""
-    for pending in view.oldest if top is None else ():
-        message = pending.delivery.message
+    for entry in view.oldest if top is None else ():
+        message = entry.delivery.message
         recipients = format_addresses([recipient.address for recipient in message.envelope.recipients], 3)
         output.write(
-            (pending.delivery.id, "bold"),
+            (entry.delivery.id, "bold"),
             (f"  {format_age(now - message.received):>10}", "cyan"),
             (f"  {format_bytes(message.size_bytes):>8}", "dim"),
             (f"  {format_sender(message)} -> {recipients}", ""),
         )
-        output.write((f"    {format_state(pending, now)}{_attempts_text(pending)}", "yellow"))
-        if pending.last is not None:
-            remote = f"{pending.last_remote} replied " if pending.last_remote else ""
-            output.write((f"    {remote}{pending.last}", ""))
+        output.write((f"    {format_state(entry, now)}{_attempts_text(entry)}", "yellow"))
+        if entry.last is not None:
+            remote = f"{entry.last_remote} replied " if entry.last_remote else ""
+            output.write((f"    {remote}{entry.last}", ""))
     if not view.total.deliveries and view.not_matching:
         count = f"{view.not_matching:,} deliveries are" if view.not_matching > 1 else "1 delivery is"
         output.write((f"no site matches {view.site!r}; {count} open at other sites", "bold"))
@@ -111,8 +111,8 @@ def write(view: QueueView, backlog: Backlog, output: Output, now: datetime, top:
         output.write((f"{backlog.accepted:,} accepted, not routed yet", "dim"))
 
 
-def _attempts_text(pending: Pending) -> str:
-    return f"; {pending.attempts} attempt{'s' if pending.attempts != 1 else ''}" if pending.attempts else ""
+def _attempts_text(entry: QueueEntry) -> str:
+    return f"; {entry.attempts} attempt{'s' if entry.attempts != 1 else ''}" if entry.attempts else ""
 
 
 def _write_summary(view: QueueView, output: Output, now: datetime, limit: int) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mail.directory import Snapshot
     from mail.log.kafka.history import KafkaHistory
     from mail.message import QueueId
-    from mail.record import Accepted, Event, Pending
+    from mail.record import Accepted, Event, QueueEntry
 
 T = TypeVar("T")
 
@@ -71,12 +71,12 @@ class CombinedHistory:
             if is_found:
                 return
 
-    async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
-        async for pending in self._shared.pending_deliveries(queue_id):
-            yield pending
+    async def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
+        async for entry in self._shared.queue_entries(queue_id):
+            yield entry
         for tenant in self._tenants:
-            async for pending in _readable(tenant.pending_deliveries(queue_id)):
-                yield pending
+            async for entry in _readable(tenant.queue_entries(queue_id)):
+                yield entry
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
         inputs = await self._shared.unrouted_messages(queue_id)

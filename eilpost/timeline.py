@@ -29,7 +29,7 @@ from mail.record import (
     Discarded,
     Event,
     FailedByRouter,
-    Pending,
+    QueueEntry,
     Received,
     Resumed,
     Routed,
@@ -83,12 +83,12 @@ class Timeline:
     message: Message | None
     state: State
     events: tuple[Event, ...]
-    pending: tuple[Pending, ...]
+    queue_entries: tuple[QueueEntry, ...]
     bounces: tuple[QueueId, ...] = field(default=())
 
 
 def build_timeline(
-    queue_id: QueueId, events: Sequence[Event], open_entries: Sequence[Pending], inputs: Sequence[Accepted]
+    queue_id: QueueId, events: Sequence[Event], open_entries: Sequence[QueueEntry], inputs: Sequence[Accepted]
 ) -> Timeline | None:
     """The timeline, or None for an unknown message."""
     if not events and not open_entries and not inputs:
@@ -205,8 +205,8 @@ def next_steps(timeline: Timeline, now: datetime) -> tuple[Line, ...]:
     if timeline.state is State.ACCEPTED:
         return (Line(now, "", "next", "the router routes it; it is durable in the log", LineStyle.WAITING),)
     lines = []
-    for pending in timeline.pending:
-        recipients = format_addresses([recipient.address for recipient in pending.delivery.message.envelope.recipients])
-        text = f"{recipients}: {format_state(pending, now)}"
-        lines.append(Line(now, delivery_suffix(pending.delivery.id), "next", text, LineStyle.WAITING))
+    for entry in timeline.queue_entries:
+        recipients = format_addresses([recipient.address for recipient in entry.delivery.message.envelope.recipients])
+        text = f"{recipients}: {format_state(entry, now)}"
+        lines.append(Line(now, delivery_suffix(entry.delivery.id), "next", text, LineStyle.WAITING))
     return tuple(lines)

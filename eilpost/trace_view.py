@@ -44,7 +44,7 @@ async def _load_timeline(log: HistoryLog, queue_id: QueueId) -> Timeline | None:
 async def _build_timeline(log: HistoryLog, queue_id: QueueId, events: Sequence[Event]) -> Timeline | None:
     """The timeline of `events`, with open deliveries, or the unrouted message."""
     is_closed = any(isinstance(event.detail, Closed) for event in events)
-    open_entries = [] if is_closed else [entry async for entry in log.pending_deliveries(queue_id)]
+    open_entries = [] if is_closed else [entry async for entry in log.queue_entries(queue_id)]
     inputs = [] if events else list(await log.unrouted_messages(queue_id))
     return build_timeline(queue_id, events, open_entries, inputs)
 
@@ -65,7 +65,7 @@ async def follow(log: HistoryLog, queue_id: QueueId, output: Output, now: Callab
     """Write events as they occur, until the message is closed; False for an unknown message."""
     written = -1
     start: datetime | None = None
-    pending_states: tuple[tuple[DeliveryId, Active | Waiting], ...] = ()
+    shown_states: tuple[tuple[DeliveryId, Active | Waiting], ...] = ()
     idle_polls = 0
     while True:
         events = await _history(log, queue_id)
@@ -86,9 +86,9 @@ async def follow(log: HistoryLog, queue_id: QueueId, output: Output, now: Callab
         if timeline.state is State.CLOSED:
             _write_end(timeline, output, now())
             return True
-        states = tuple((pending.delivery.id, pending.state) for pending in timeline.pending)
-        if states != pending_states:
-            pending_states = states
+        states = tuple((entry.delivery.id, entry.state) for entry in timeline.queue_entries)
+        if states != shown_states:
+            shown_states = states
             _write_end(timeline, output, now())
         await asyncio.sleep(POLL.total_seconds())
 

@@ -66,7 +66,7 @@ def state_name(state: Active | Waiting) -> str:
     return "active" if isinstance(state, Active) else state.cause.value
 
 
-class Pending(Value, frozen=True, tag="pending"):
+class QueueEntry(Value, frozen=True, tag="pending"):
     """An open delivery: a record of the queue. Key: the delivery id; a later record replaces an earlier one.
 
     `content` is None while it is inside `Dispatched`; for a waiting delivery it is `Spooled`, or `Inline` when the
@@ -192,4 +192,4 @@ def received_time(record: Accepted | Dispatched | Attempted) -> datetime:
             assert_never(record)
 
 
-Record = Accepted | Pending | Settled | Dispatched | Attempted | Event
+Record = Accepted | QueueEntry | Settled | Dispatched | Attempted | Event

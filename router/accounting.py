@@ -22,7 +22,7 @@ from mail.record import (
     Event,
     EventDetail,
     FailedByRouter,
-    Pending,
+    QueueEntry,
     Received,
     Record,
     Resumed,
@@ -48,7 +48,7 @@ class BatchAccounting:
         self.times_in_queue: list[tuple[str, float]] = []  # result, seconds since received
         self._net_expansion = 0
 
-    def add_decision(self, fact: Fact, entry: Pending | None, records: Sequence[Record], now: datetime) -> None:
+    def add_decision(self, fact: Fact, entry: QueueEntry | None, records: Sequence[Record], now: datetime) -> None:
         """Count one decision. `entry`: the queue entry before it; `records`: its output."""
         match fact:
             case Accepted():
@@ -146,5 +146,5 @@ def route_kind(route: Route) -> str:
             assert_never(route)
 
 
-def _seconds_since_received(entry: Pending, time: datetime) -> float:
+def _seconds_since_received(entry: QueueEntry, time: datetime) -> float:
     return max(0.0, (time - entry.delivery.message.received).total_seconds())

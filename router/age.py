@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from heapq import heapify, heappop, heappush
 
 from mail.message import DeliveryId
-from mail.record import STATES, Active, Pending, WaitCause, Waiting, state_name
+from mail.record import STATES, Active, QueueEntry, WaitCause, Waiting, state_name
 
 STALE_ITEMS_MAX = 1000  # stale items allowed, in addition to three for each entry
 
@@ -22,7 +22,7 @@ class AgeIndex:
     is replaced or removed.
     """
 
-    def __init__(self, entries: Mapping[DeliveryId, Pending]) -> None:
+    def __init__(self, entries: Mapping[DeliveryId, QueueEntry]) -> None:
         self._entries = entries
         self._by_state: dict[str, list[DeliveryId]] = {state: [] for state in STATES}  # ids sort by acceptance
         self._runnable: list[tuple[datetime, DeliveryId]] = []
@@ -30,18 +30,18 @@ class AgeIndex:
         self._now = _NEVER  # entries due by this time are counted as runnable
         self.runnable_recipients = 0  # at the time of the last `advance`
 
-    def add(self, entry: Pending) -> None:
+    def add(self, entry: QueueEntry) -> None:
         heappush(self._by_state[state_name(entry.state)], entry.delivery.id)
         since = runnable_since(entry.state, self._now)
         if since is not None:
             self.runnable_recipients += len(entry.delivery.message.envelope.recipients)
             heappush(self._runnable, (since, entry.delivery.id))
 
-    def remove(self, entry: Pending) -> None:
+    def remove(self, entry: QueueEntry) -> None:
         if runnable_since(entry.state, self._now) is not None:
             self.runnable_recipients -= len(entry.delivery.message.envelope.recipients)
 
-    def on_due(self, item: tuple[datetime, DeliveryId], entry: Pending) -> None:
+    def on_due(self, item: tuple[datetime, DeliveryId], entry: QueueEntry) -> None:
         """An entry became due. Items are passed in ascending order, possibly twice; `advance` is called afterwards."""
         if item != self._last_due and runnable_since(entry.state, self._now) is None:
             self._last_due = item

@@ -31,7 +31,7 @@ from mail.record import (
     Dispatched,
     Event,
     FailedByRouter,
-    Pending,
+    QueueEntry,
     Received,
     Record,
     Resumed,
@@ -119,10 +119,10 @@ def _enqueue(
     addresses = tuple(recipient.address for recipient in message.envelope.recipients)
     waiting = _waiting_state(queue, delivery, context, now)
     if waiting is None:
-        yield Pending(delivery, Active(now), _spooled_only(content))
+        yield QueueEntry(delivery, Active(now), _spooled_only(content))
         yield Dispatched(delivery, 1, content)
     else:
-        yield Pending(delivery, waiting, content)  # the shard spools inline content before the commit
+        yield QueueEntry(delivery, waiting, content)  # the shard spools inline content before the commit
     yield Event(message.queue_id, now, Routed(delivery.id, delivery.route, addresses, waiting))
 
 
@@ -182,7 +182,7 @@ def _on_attempted(queue: MailQueue, fact: Attempted, context: RoutingContext, no
     if still_deferred and not failed_by_router:
         last = still_deferred[-1][1]
         due = next_attempt_time(policy.retry, policy.lifetime, fact.number, delivery.id, message.received, now)
-        yield Pending(
+        yield QueueEntry(
             replace(delivery, message=with_recipients(message, tuple(recipient for recipient, _ in still_deferred))),
             Waiting(due, WaitCause.DEFERRED, str(last.reply)),
             content,

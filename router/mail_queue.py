@@ -24,7 +24,7 @@ from mail.record import (
     Attempted,
     Dispatched,
     Event,
-    Pending,
+    QueueEntry,
     Record,
     Settled,
     WaitCause,
@@ -70,7 +70,7 @@ class MailQueue:
     """The open deliveries of one shard."""
 
     def __init__(self) -> None:
-        self._entries: dict[DeliveryId, Pending] = {}
+        self._entries: dict[DeliveryId, QueueEntry] = {}
         self._open_deliveries: dict[QueueId, int] = {}
         self._sites: dict[str, _SiteState] = {}
         self.active = 0  # deliveries
@@ -87,11 +87,11 @@ class MailQueue:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def entries(self) -> Iterable[Pending]:
+    def entries(self) -> Iterable[QueueEntry]:
         """Every open entry, in no particular order."""
         return self._entries.values()
 
-    def entry(self, delivery_id: DeliveryId) -> Pending | None:
+    def entry(self, delivery_id: DeliveryId) -> QueueEntry | None:
         return self._entries.get(delivery_id)
 
     def open_deliveries(self, queue_id: QueueId) -> int:
@@ -121,7 +121,7 @@ class MailQueue:
     def apply(self, record: Record) -> None:
         """Apply one record. Records that are not queue entries change nothing."""
         match record:
-            case Pending():
+            case QueueEntry():
                 old = self._entries.get(record.delivery.id)
                 if old is None:
                     queue_id = record.delivery.message.queue_id
@@ -144,7 +144,7 @@ class MailQueue:
             case _:
                 assert_never(record)
 
-    def _insert(self, entry: Pending) -> None:
+    def _insert(self, entry: QueueEntry) -> None:
         delivery = entry.delivery
         message = delivery.message
         name = delivery.route.site
@@ -167,7 +167,7 @@ class MailQueue:
                 heappush(self._not_due, (state.due, delivery.id))
         self.age_index.add(entry)
 
-    def _uncount(self, entry: Pending) -> None:
+    def _uncount(self, entry: QueueEntry) -> None:
         message = entry.delivery.message
         site = self._sites[entry.delivery.route.site]
         site.entries -= 1
@@ -243,7 +243,7 @@ class MailQueue:
             self._due_sites[name] = site
         self.age_index.advance(now)
 
-    def _first_due(self, site: _SiteState, selected: Container[DeliveryId]) -> Pending | None:
+    def _first_due(self, site: _SiteState, selected: Container[DeliveryId]) -> QueueEntry | None:
         """The site's next due entry; removes stale items before it. An entry may be listed twice, because spooling its
         content applies it again.
         """
@@ -297,7 +297,7 @@ class MailQueue:
 
     # Memory
 
-    def _intern_entry(self, entry: Pending) -> Pending:
+    def _intern_entry(self, entry: QueueEntry) -> QueueEntry:
         """The same entry with common values shared: many similar entries may wait for days."""
         delivery = entry.delivery
         message = delivery.message
@@ -342,15 +342,15 @@ class MailQueue:
         return cast(V, interned.setdefault(value, value))
 
 
-def _waits_until(entry: Pending, due: datetime) -> bool:
+def _waits_until(entry: QueueEntry, due: datetime) -> bool:
     state = entry.state
     return isinstance(state, Waiting) and state.due == due and state.cause is not WaitCause.HELD
 
 
-def _is_quarantined(entry: Pending) -> bool:
+def _is_quarantined(entry: QueueEntry) -> bool:
     state = entry.state
     return isinstance(state, Waiting) and state.cause is WaitCause.HELD and state.reason.startswith(QUARANTINE_REASON)
 
 
-def _inline_bytes(entry: Pending) -> int:
+def _inline_bytes(entry: QueueEntry) -> int:
     return len(entry.content.data) if isinstance(entry.content, Inline) else 0

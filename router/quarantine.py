@@ -23,7 +23,7 @@ from mail.record import (
     Closed,
     Delivery,
     Event,
-    Pending,
+    QueueEntry,
     Received,
     Record,
     Routed,
@@ -54,7 +54,7 @@ def quarantine(queue: MailQueue, fact: Fact, reason: str, policy: RoutingPolicy,
             route = Unresolved(recipients[0].domain if recipients else policy.hostname)
             delivery = Delivery(delivery_id(message.queue_id, 1), message, route)
             yield Event(message.queue_id, now, Received(message))
-            yield Pending(delivery, hold, fact.content)
+            yield QueueEntry(delivery, hold, fact.content)
             yield Event(message.queue_id, now, Routed(delivery.id, route, recipients, hold))
         case Attempted():
             yield from _defer_attempt(queue, fact, hold, policy, now)
@@ -79,7 +79,7 @@ def _defer_attempt(
     due = None
     if remaining:
         due = now + retry_step(policy.retry, fact.number)
-        yield Pending(
+        yield QueueEntry(
             replace(delivery, message=with_recipients(message, remaining)),
             hold if content is None else Waiting(due, WaitCause.DEFERRED, str(NOT_PROCESSED)),
             content,

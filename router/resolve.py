@@ -16,7 +16,7 @@ import structlog
 
 from mail.directory.expand import expand
 from mail.message import QueueId, Spooled
-from mail.record import Accepted, Pending
+from mail.record import Accepted, QueueEntry
 from mail.resolver import AddressAnswer, DnsUnknown, MxAnswer, NoRecords, Resolver
 from mail.spool import Spool, SpoolDamaged, SpoolUnavailable
 from router.decide import reroute_mx_domains
@@ -91,7 +91,7 @@ class BatchResolver:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def domains_to_resolve(accepted: Sequence[Accepted], due: Sequence[Pending], context: RoutingContext) -> set[str]:
+def domains_to_resolve(accepted: Sequence[Accepted], due: Sequence[QueueEntry], context: RoutingContext) -> set[str]:
     """The domains whose MX records the decisions on these facts need. Pure."""
     domains: set[str] = set()
     if context.policy.relay is not None:

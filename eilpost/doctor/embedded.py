@@ -25,7 +25,7 @@ async def _log_finding(path: Path) -> Finding:
     try:
         is_running = await history.is_running()
         backlog = await history.backlog()
-        queued = sum([1 async for _ in history.pending_deliveries()])
+        queued = sum([1 async for _ in history.queue_entries()])
     except (LogUnusable, LogUnavailable) as error:
         text, _, advice = str(error).partition(": ")
         return fail("log", text, *([advice] if advice else []))

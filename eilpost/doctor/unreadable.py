@@ -36,7 +36,7 @@ async def findings(
             result += [finding async for finding in _first_record_findings(history_reader, access)]
         with suppress(TimeoutError):
             async with asyncio.timeout(_QUEUE_SECONDS):
-                async for finding in _pending_findings(history_reader, access, shards):
+                async for finding in _queue_findings(history_reader, access, shards):
                     result.append(finding)
     except TimeoutError:
         return [
@@ -57,10 +57,10 @@ async def _first_record_findings(history_reader: KafkaHistoryReader, access: Acc
             yield _unreadable_finding(access, record.topic, record.partition, error)
 
 
-async def _pending_findings(history_reader: KafkaHistoryReader, access: Access, shards: int) -> AsyncIterator[Finding]:
+async def _queue_findings(history_reader: KafkaHistoryReader, access: Access, shards: int) -> AsyncIterator[Finding]:
     for shard in range(shards):
         try:
-            _ = [None async for _ in history_reader.pending_of_shard(shard)]
+            _ = [None async for _ in history_reader.queue_entries_of_shard(shard)]
         except LogUnusable as error:
             yield _unreadable_finding(access, access.topic(QUEUE), shard, error)
 

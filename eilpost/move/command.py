@@ -56,11 +56,11 @@ async def count(source: Endpoint, target: Endpoint) -> MoveCount:
 async def _count(history: HistoryLog) -> MoveCount:
     result = MoveCount(unread=(await history.backlog()).accepted)
     counted_ids = set()
-    async for pending in history.pending_deliveries():
-        message = pending.delivery.message
+    async for queue_entry in history.queue_entries():
+        message = queue_entry.delivery.message
         result.deliveries += 1
-        result.active += isinstance(pending.state, Active)
-        result.held += not isinstance(pending.state, Active) and pending.state.cause is WaitCause.HELD
+        result.active += isinstance(queue_entry.state, Active)
+        result.held += not isinstance(queue_entry.state, Active) and queue_entry.state.cause is WaitCause.HELD
         if message.queue_id not in counted_ids:
             counted_ids.add(message.queue_id)
             result.size_bytes += message.size_bytes

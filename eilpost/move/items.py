@@ -1,4 +1,4 @@
-"""Items of a move (a pending delivery with its record, or an unread message) and the copy of their content.
+"""Items of a move (a queue entry with its record, or an unread message) and the copy of their content.
 
 Content is copied between spools, and out of records that would be too large on the target.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from msgspec.structs import replace
 
 from mail.message import Content, DeliveryId, Inline, QueueId, Spooled
-from mail.record import Accepted, Attempted, Delivery, Dispatched, Pending
+from mail.record import Accepted, Attempted, Delivery, Dispatched, QueueEntry
 from mail.service import ServiceError
 from mail.spool import Spool, SpoolDamaged
 
@@ -29,12 +29,12 @@ class MoveItem:
     key: DeliveryId | QueueId
     queue_id: QueueId
     size_bytes: int
-    pending: Pending | None = None
+    queue_entry: QueueEntry | None = None
     record: Accepted | Attempted | Dispatched | None = None
 
     @property
-    def records(self) -> tuple[Pending | Accepted | Attempted | Dispatched, ...]:
-        return tuple(record for record in (self.pending, self.record) if record is not None)
+    def records(self) -> tuple[QueueEntry | Accepted | Attempted | Dispatched, ...]:
+        return tuple(record for record in (self.queue_entry, self.record) if record is not None)
 
 
 def item_of_accepted(accepted: Accepted) -> MoveItem:
@@ -42,9 +42,9 @@ def item_of_accepted(accepted: Accepted) -> MoveItem:
     return MoveItem(message.queue_id, message.queue_id, message.size_bytes, record=accepted)
 
 
-def item_of_pending(pending: Pending, record: Attempted | Dispatched | None = None) -> MoveItem:
-    delivery: Delivery = pending.delivery
-    return MoveItem(delivery.id, delivery.message.queue_id, delivery.message.size_bytes, pending, record)
+def item_of_queue_entry(queue_entry: QueueEntry, record: Attempted | Dispatched | None = None) -> MoveItem:
+    delivery: Delivery = queue_entry.delivery
+    return MoveItem(delivery.id, delivery.message.queue_id, delivery.message.size_bytes, queue_entry, record)
 
 
 @dataclass(slots=True)
@@ -64,16 +64,16 @@ class ContentCopier:
 
     async def copy(self, item: MoveItem) -> MoveItem:
         """The item with its content on the target. Raises ServiceError, SpoolUnavailable."""
-        pending, record = item.pending, item.record
-        if pending is not None and pending.content is not None:
-            pending = replace(pending, content=await self._content(pending.content, item))
+        queue_entry, record = item.queue_entry, item.record
+        if queue_entry is not None and queue_entry.content is not None:
+            queue_entry = replace(queue_entry, content=await self._content(queue_entry.content, item))
         if isinstance(record, Accepted | Dispatched):
             record = replace(record, content=await self._content(record.content, item))
         elif isinstance(record, Attempted) and record.content is not None:
             record = replace(record, content=await self._spooled(record.content, item))
-        if pending is item.pending and record is item.record:
+        if queue_entry is item.queue_entry and record is item.record:
             return item
-        return dataclasses.replace(item, pending=pending, record=record)
+        return dataclasses.replace(item, queue_entry=queue_entry, record=record)
 
     async def _content(self, content: Content, item: MoveItem) -> Content:
         if isinstance(content, Spooled):

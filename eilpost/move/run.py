@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
-from eilpost.move.items import ContentCopier, MoveItem, item_of_accepted, item_of_pending
+from eilpost.move.items import ContentCopier, MoveItem, item_of_accepted, item_of_queue_entry
 from eilpost.move.ownership import OwnedShards, own_all_shards
 from mail.log import DeliveryShard, Entry, Log, LogUnavailable, LogUnusable, RouterShard
 from mail.log.topics import shard_of_message
 from mail.message import DeliveryId, Inline, QueueId
-from mail.record import Accepted, Active, Attempted, Dispatched, Event, Pending, Record, Settled, Waiting
+from mail.record import Accepted, Active, Attempted, Dispatched, Event, QueueEntry, Record, Settled, Waiting
 
 BATCH = 500  # records per batch
 BATCH_BYTES = 16 << 20  # approximate content per batch
@@ -76,7 +76,7 @@ class MoveRun:
         self._batch_lock = asyncio.Lock()  # one batch at a time
         self._target_keys: set[str] = set()  # keys on the target
         self._target_messages: set[str] = set()  # queue ids whose history is on the target
-        self._active: dict[DeliveryId, Pending] = {}
+        self._active: dict[DeliveryId, QueueEntry] = {}
         self._limit = min(batch, BATCH // 10)  # until the average size is known
 
     async def run(self) -> None:
@@ -107,8 +107,8 @@ class MoveRun:
 
     async def _load_target(self, shard: RouterShard) -> None:
         async for batch in shard.replay():
-            self._target_keys.update(pending.delivery.id for pending in batch)
-            self._target_messages.update(pending.delivery.message.queue_id for pending in batch)
+            self._target_keys.update(queue_entry.delivery.id for queue_entry in batch)
+            self._target_messages.update(queue_entry.delivery.message.queue_id for queue_entry in batch)
         while entries := await shard.read(self._batch, _NOW):
             self._target_messages |= {
                 entry.record.message.queue_id for entry in entries if isinstance(entry.record, Accepted)
@@ -117,7 +117,7 @@ class MoveRun:
 
     async def _load_source(self, shard: RouterShard) -> None:
         async for batch in shard.replay():
-            self._active |= {pending.delivery.id: pending for pending in batch if isinstance(pending.state, Active)}
+            self._active |= {entry.delivery.id: entry for entry in batch if isinstance(entry.state, Active)}
             self._progress.add_total(len(batch))
 
     async def _move_inputs(self, shard: RouterShard) -> None:
@@ -140,13 +140,13 @@ class MoveRun:
     def _item_of(self, record: Accepted | Attempted) -> MoveItem | None:
         if isinstance(record, Accepted):
             return item_of_accepted(record)
-        pending = self._take_active(record.delivery_id, record.number)
-        return None if pending is None else item_of_pending(pending, record)
+        queue_entry = self._take_active(record.delivery_id, record.number)
+        return None if queue_entry is None else item_of_queue_entry(queue_entry, record)
 
-    def _take_active(self, delivery_id: DeliveryId, number: int) -> Pending | None:
-        """Remove and return the pending delivery of this attempt; None when the attempt is out of date."""
-        pending = self._active.get(delivery_id)
-        if pending is None or pending.attempts + 1 != number:
+    def _take_active(self, delivery_id: DeliveryId, number: int) -> QueueEntry | None:
+        """Remove and return the queue entry of this attempt; None when the attempt is out of date."""
+        queue_entry = self._active.get(delivery_id)
+        if queue_entry is None or queue_entry.attempts + 1 != number:
             return None
         return self._active.pop(delivery_id)
 
@@ -167,16 +167,16 @@ class MoveRun:
         items_by_shard: dict[int, list[MoveItem]] = {}
         for entry in entries:
             dispatched = entry.record
-            pending = self._take_active(dispatched.delivery.id, dispatched.number)
-            if pending is not None:
-                owner = shard_of_message(pending.delivery.message.queue_id, self._source.counts)
-                items_by_shard.setdefault(owner, []).append(item_of_pending(pending, dispatched))
+            queue_entry = self._take_active(dispatched.delivery.id, dispatched.number)
+            if queue_entry is not None:
+                owner = shard_of_message(queue_entry.delivery.message.queue_id, self._source.counts)
+                items_by_shard.setdefault(owner, []).append(item_of_queue_entry(queue_entry, dispatched))
         await gather_all(self._move(items, self._source_shards[number], ()) for number, items in items_by_shard.items())
         await gather_all(shard.finish(entry, _empty_report(entry.record)) for entry in entries)
 
     async def _move_waiting(self, shard: RouterShard) -> None:
         async for batch in shard.replay():
-            waiting = [item_of_pending(pending) for pending in batch if isinstance(pending.state, Waiting)]
+            waiting = [item_of_queue_entry(entry) for entry in batch if isinstance(entry.state, Waiting)]
             for start in range(0, len(waiting), self._batch):
                 await self._move(waiting[start : start + self._batch], shard, ())
 
@@ -184,9 +184,9 @@ class MoveRun:
         """Verify that the source is empty: read it again from the committed offsets."""
         await shard.rewind()
         async for batch in shard.replay():
-            for pending in batch:
-                if pending.delivery.id not in self._active:
-                    raise LogUnavailable(f"{pending.delivery.id} reappeared in the log to move from; is it in use?")
+            for queue_entry in batch:
+                if queue_entry.delivery.id not in self._active:
+                    raise LogUnavailable(f"{queue_entry.delivery.id} reappeared in the log to move from; is it in use?")
         if await shard.read(1, _NOW):
             raise LogUnavailable("the log to move from has new unread records; is it in use?")
 
@@ -198,13 +198,13 @@ class MoveRun:
             new = {item.key: item for item in items if not self._is_known(item)}
             await self._write(list(new.values()))
             self._source_shards.check()
-            await shard.commit([Settled(item.pending.delivery.id) for item in items if item.pending], consumed)
+            await shard.commit([Settled(item.queue_entry.delivery.id) for item in items if item.queue_entry], consumed)
             self._totals.known += len(items) - len(new)
             self._progress.advance(len(items))
 
     def _is_known(self, item: MoveItem) -> bool:
         """An unread message with open deliveries on the target was routed there, or accepted twice."""
-        return item.queue_id in self._target_messages if item.pending is None else item.key in self._target_keys
+        return item.queue_id in self._target_messages if item.queue_entry is None else item.key in self._target_keys
 
     async def _write(self, items: Sequence[MoveItem]) -> None:
         """Write each item through its own shard on the target, so that the commit is fenced if another process became
@@ -242,13 +242,13 @@ class MoveRun:
         if outputs:
             await shard.commit(outputs, ())
         self._target_keys.update(item.key for item in items)
-        unread = sum(item.pending is None for item in items)
+        unread = sum(item.queue_entry is None for item in items)
         self._totals.unread += unread
         self._totals.deliveries += len(items) - unread
 
     async def _history_of(self, item: MoveItem) -> Sequence[Event]:
         """The events that are moved with the first record of a message."""
-        if not self._history or item.pending is None:  # an unread message has no history
+        if not self._history or item.queue_entry is None:  # an unread message has no history
             return ()
         return [event async for event in self._source.history(item.queue_id)]
 

@@ -16,7 +16,7 @@ from typing import Generic, Protocol, TypeVar
 from mail.log.topics import Place as Place
 from mail.log.topics import ShardCounts
 from mail.message import QueueId
-from mail.record import Accepted, Attempted, Dispatched, Event, Pending, Record
+from mail.record import Accepted, Attempted, Dispatched, Event, QueueEntry, Record
 
 
 class LogUnavailable(Exception):
@@ -116,8 +116,8 @@ class RouterShard(Protocol):
     @property
     def number(self) -> int: ...
 
-    def replay(self) -> AsyncIterator[Sequence[Pending]]:
-        """The shard's pending deliveries in batches: the latest record of each delivery, settled ones left out."""
+    def replay(self) -> AsyncIterator[Sequence[QueueEntry]]:
+        """The shard's queue entries in batches: the latest record of each delivery, settled ones left out."""
         ...
 
     async def read(self, limit: int, wait: timedelta) -> Sequence[Entry[Accepted] | Entry[Attempted]]:
@@ -212,8 +212,8 @@ class HistoryLog(Protocol):
         """The events of one message, oldest first; empty when it is unknown or older than the retention of `events`."""
         ...
 
-    def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
-        """The pending deliveries of all shards, or of one message (reading only its own records where possible)."""
+    def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
+        """The queue entries of all shards, or of one message (reading only its own records where possible)."""
         ...
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:

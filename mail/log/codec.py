@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from mail.log import frame_version_1
 from mail.message import Inline
-from mail.record import Accepted, Attempted, Dispatched, Event, Pending, Record, Settled
+from mail.record import Accepted, Attempted, Dispatched, Event, QueueEntry, Record, Settled
 
 MAGIC = b"\xe1P"
 VERSION = 2
@@ -26,7 +26,7 @@ _PREFIX_BYTES = _PREFIX.size
 _EMPTY = Inline(b"")  # stands in the header for content that follows it
 
 _UNREADABLE = (msgspec.DecodeError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-_Header = Accepted | Dispatched | Attempted | Pending | Event
+_Header = Accepted | Dispatched | Attempted | QueueEntry | Event
 _ENCODER = msgspec.json.Encoder(order="deterministic")
 _DECODER = msgspec.json.Decoder(_Header)
 
@@ -47,7 +47,7 @@ def encode(record: Record, *, without_content: bool = False) -> bytes | None:
             content = record.headers
             record = replace(record, headers=b"")
     elif not isinstance(record, Event) and isinstance(record.content, Inline):
-        if isinstance(record, Pending) or not without_content:
+        if isinstance(record, QueueEntry) or not without_content:
             content = record.content.data
         record = replace(record, content=_EMPTY)
     header = _encode_header(record)

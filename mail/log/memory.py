@@ -32,7 +32,7 @@ from mail.log.codec import FrameError, decode, encode
 from mail.log.ownership import ExclusiveOwnership
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, EVENTS, QUEUE, ShardCounts, Topic, place
 from mail.message import QueueId
-from mail.record import Accepted, Attempted, Dispatched, Event, Pending, Record, received_time
+from mail.record import Accepted, Attempted, Dispatched, Event, QueueEntry, Record, received_time
 from mail.settings import LogSettings
 
 Input = Accepted | Attempted | Dispatched
@@ -81,7 +81,7 @@ class MemoryLog:
             for topic in (ACCEPTED, ATTEMPTED, DISPATCHED)
             for shard in range(self.counts.of(topic))
         }
-        self._pending: list[dict[str, bytes]] = [{} for _ in range(self.counts.by_queue_id)]
+        self._queue_entries: list[dict[str, bytes]] = [{} for _ in range(self.counts.by_queue_id)]
         self._events: dict[QueueId, list[tuple[datetime, bytes]]] = {}
         self._changed = asyncio.Event()  # replaced at each change
         self._router_ownership = ExclusiveOwnership("router")
@@ -164,11 +164,11 @@ class MemoryLog:
         for _, frame in list(self._events.get(queue_id, ())):
             yield cast("Event", _decode(frame, EVENTS, 0, f"key {queue_id}"))
 
-    async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+    async def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
         for shard in range(self.counts.by_queue_id):
-            for pending in self.pending_of_shard(shard):
-                if queue_id is None or pending.delivery.message.queue_id == queue_id:
-                    yield pending
+            for entry in self.queue_entries_of_shard(shard):
+                if queue_id is None or entry.delivery.message.queue_id == queue_id:
+                    yield entry
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
         records = [
@@ -195,9 +195,9 @@ class MemoryLog:
             self._offset += 1
             topic, shard, key = place(record, self.counts)
             if frame is None:
-                self._pending[shard].pop(key, None)
+                self._queue_entries[shard].pop(key, None)
             elif topic is QUEUE:
-                self._pending[shard][key] = frame
+                self._queue_entries[shard][key] = frame
             elif isinstance(record, Event):
                 self._events.setdefault(record.queue_id, []).append((record.time, frame))
             else:
@@ -206,10 +206,10 @@ class MemoryLog:
             self._partitions[entry.topic, entry.shard].unconsumed.pop(entry.offset, None)
         self.notify()
 
-    def pending_of_shard(self, shard: int) -> list[Pending]:
+    def queue_entries_of_shard(self, shard: int) -> list[QueueEntry]:
         return [
-            cast("Pending", _decode(frame, QUEUE, shard, f"key {key}"))
-            for key, frame in list(self._pending[shard].items())
+            cast("QueueEntry", _decode(frame, QUEUE, shard, f"key {key}"))
+            for key, frame in list(self._queue_entries[shard].items())
         ]
 
     def notify(self) -> None:
@@ -242,9 +242,9 @@ class _MemoryRouterShard:
     def close(self) -> None:
         self._is_closed = True
 
-    async def replay(self) -> AsyncIterator[Sequence[Pending]]:
-        pending = iter(self._log.pending_of_shard(self.number))
-        while batch := list(islice(pending, _REPLAY_BATCH)):
+    async def replay(self) -> AsyncIterator[Sequence[QueueEntry]]:
+        entries = iter(self._log.queue_entries_of_shard(self.number))
+        while batch := list(islice(entries, _REPLAY_BATCH)):
             yield batch
 
     async def read(self, limit: int, wait: timedelta) -> Sequence[Entry[Accepted] | Entry[Attempted]]:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import NamedTuple, assert_never
 
 from mail.message import QueueId, queue_id_of
-from mail.record import Accepted, Attempted, Delivery, Dispatched, Event, Pending, Record, Settled
+from mail.record import Accepted, Attempted, Delivery, Dispatched, Event, QueueEntry, Record, Settled
 from mail.route import ToMailbox, ToMx, ToRelay, Unresolved
 
 
@@ -98,7 +98,7 @@ def place(record: Record, counts: ShardCounts) -> Place:
         case Attempted():
             key = record.delivery_id
             return Place(ATTEMPTED, shard_of(queue_id_of(key), counts.by_queue_id), key)
-        case Pending():
+        case QueueEntry():
             key = record.delivery.id
             return Place(QUEUE, shard_of(queue_id_of(key), counts.by_queue_id), key)
         case Settled():

@@ -30,7 +30,7 @@ from mail.record import (
     Delivery,
     Dispatched,
     Event,
-    Pending,
+    QueueEntry,
     Received,
     Record,
     Routed,
@@ -64,7 +64,7 @@ async def route(shard: RouterShard, closed: asyncio.Semaphore) -> None:
                     queue_id = record.message.queue_id
                     delivery = Delivery(delivery_id(queue_id, 1), record.message, ROUTE)
                     outputs += (
-                        Pending(delivery, Active(now), None),
+                        QueueEntry(delivery, Active(now), None),
                         Dispatched(delivery, 1, record.content),
                         Event(queue_id, now, Received(record.message)),
                         Event(queue_id, now, Routed(delivery.id, ROUTE, (ALICE,), None)),

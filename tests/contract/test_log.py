@@ -37,7 +37,7 @@ class MemoryHarness:
     async def append_frame(self, log: Log, topic: Topic, shard: int, frame: bytes, key: str) -> None:
         assert isinstance(log, MemoryLog)
         if topic is QUEUE:
-            log._pending[shard][key] = frame
+            log._queue_entries[shard][key] = frame
         elif topic is EVENTS:
             log._events[QueueId(key)] = [(NOON, frame)]
         else:

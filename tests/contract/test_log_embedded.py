@@ -23,7 +23,7 @@ from mail.log.embedded.store import Store
 from mail.record import Accepted
 from mail.settings import LogSettings
 from tests.contract.log_contract.harness import delivery_shard_of, read_dispatches, router_shard_of
-from tests.support.builders.records import accepted, event, pending, queue_id
+from tests.support.builders.records import accepted, event, queue_entry, queue_id
 from tests.support.servers.embedded_log import running
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ async def test_a_log_of_the_previous_schema_is_converted(path: Path) -> None:
         connection.executescript("ALTER TABLE pending RENAME TO line; PRAGMA user_version = 2")
     connection.close()
     async with running(path) as log:
-        assert len([entry async for entry in log.pending_deliveries()]) == 600
+        assert len([entry async for entry in log.queue_entries()]) == 600
 
 
 async def test_another_programs_database_is_refused(path: Path) -> None:
@@ -104,13 +104,13 @@ async def test_an_unusable_directory_is_named(tmp_path: Path) -> None:
 async def _fill(log: EmbeddedLog) -> None:
     await log.append(accepted(5))
     async with router_shard_of(log) as shard:
-        await shard.commit([pending(n) for n in range(600)] + [event(1), event(1)], [])
+        await shard.commit([queue_entry(n) for n in range(600)] + [event(1), event(1)], [])
 
 
 async def _query_all(history: EmbeddedHistory) -> None:
     assert [e async for e in history.history(queue_id(1))] == [event(1), event(1)]
     assert [e async for e in history.history(queue_id(2))] == []
-    assert len([entry async for entry in history.pending_deliveries()]) == 600
+    assert len([entry async for entry in history.queue_entries()]) == 600
     assert list(await history.unrouted_messages(queue_id(5))) == [accepted(5)]
     assert (await history.backlog()).accepted == 1
 
@@ -127,21 +127,21 @@ async def test_queries_work_while_the_log_runs_and_after(tmp_path: Path, depth: 
         pass
 
 
-async def test_pending_deliveries_of_one_message_do_not_read_the_whole_queue(
+async def test_queue_entries_of_one_message_do_not_read_the_whole_queue(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with running(tmp_path / "log.db") as log:
-        await log.append(pending(3))
+        await log.append(queue_entry(3))
         monkeypatch.setattr(Store, "all_pending", lambda *_: pytest.fail("the whole queue was read"))
         for history in (log, EmbeddedHistory(tmp_path / "log.db")):
-            assert [entry async for entry in history.pending_deliveries(queue_id(3))] == [pending(3)]
+            assert [entry async for entry in history.queue_entries(queue_id(3))] == [queue_entry(3)]
 
 
 async def test_another_process_queries_the_log(path: Path) -> None:
     code = (
         "import asyncio, sys; from pathlib import Path; from mail.log.embedded import EmbeddedHistory\n"
         "async def main():\n"
-        "    print(len([entry async for entry in EmbeddedHistory(Path(sys.argv[1])).pending_deliveries()]))\n"
+        "    print(len([entry async for entry in EmbeddedHistory(Path(sys.argv[1])).queue_entries()]))\n"
         "asyncio.run(main())"
     )
     async with running(path, LogSettings(shards=2)) as log:
@@ -191,7 +191,7 @@ from pathlib import Path
 from mail.log.embedded import EmbeddedLog
 from mail.settings import LogSettings
 from mail.message import delivery_id
-from mail.record import Delivery, Dispatched, Active, Pending
+from mail.record import Delivery, Dispatched, Active, QueueEntry
 from tests.support.builders.records import NOON, RELAY, accepted
 from datetime import timedelta
 
@@ -210,7 +210,7 @@ async def main(path, start):
             for entry in entries:
                 message = entry.record.message
                 delivery = Delivery(delivery_id(message.queue_id, 1), message, RELAY)
-                records += [Pending(delivery, Active(NOON), None), Dispatched(delivery, 1, entry.record.content)]
+                records += [QueueEntry(delivery, Active(NOON), None), Dispatched(delivery, 1, entry.record.content)]
             await shard.commit(records, entries)
     await asyncio.gather(log.own_router_shards(route, asyncio.Event()), *(append() for _ in range(10)))
 

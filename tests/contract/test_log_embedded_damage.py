@@ -21,7 +21,7 @@ from mail.record import Accepted
 from mail.settings import LogSettings
 from tests.contract.log_contract.harness import read_inputs, router_shard_of
 from tests.contract.test_log_embedded import running
-from tests.support.builders.records import accepted, pending, queue_id
+from tests.support.builders.records import accepted, queue_entry, queue_id
 from tests.support.servers.ports import wait_until
 
 PAGE = 8192
@@ -30,7 +30,7 @@ PAGE = 8192
 async def filled(path: Path) -> None:
     async with running(path) as log, router_shard_of(log) as router:
         await asyncio.gather(*(log.append(accepted(n, bytes(3000))) for n in range(100)))
-        await router.commit([pending(n) for n in range(500)], [])
+        await router.commit([queue_entry(n) for n in range(500)], [])
 
 
 def overwrite(path: Path, *, spare: int = 2) -> None:
@@ -59,7 +59,7 @@ async def test_damage_found_later_stops_the_log(tmp_path: Path) -> None:
         overwrite(path, spare=4)
         await log.writer.query(lambda store: store._connection.execute("PRAGMA shrink_memory").fetchall())
         with pytest.raises(LogUnavailable, match="malformed"):
-            async for _ in log.pending_deliveries():
+            async for _ in log.queue_entries():
                 pass
         await asyncio.sleep(1.2)  # longer than the interval of reopening
         condition = log.condition()
@@ -137,7 +137,7 @@ async def test_a_slow_router_commit_does_not_time_out(tmp_path: Path) -> None:
             entries = await read_inputs(shard, 1)
             blocked = log.writer.query(lambda _: (hangs.set(), release.wait(20)))
             await wait_until(hangs.is_set)
-            commit = asyncio.ensure_future(shard.commit([pending(1)], entries))
+            commit = asyncio.ensure_future(shard.commit([queue_entry(1)], entries))
             with pytest.raises(LogUnavailable):
                 await log.append(accepted(2))
             await asyncio.gather(blocked, return_exceptions=True)
@@ -146,7 +146,7 @@ async def test_a_slow_router_commit_does_not_time_out(tmp_path: Path) -> None:
             release.set()
             await commit
             assert (await log.backlog()).accepted == 0
-            assert [record async for record in log.pending_deliveries()] == [pending(1)]
+            assert [record async for record in log.queue_entries()] == [queue_entry(1)]
 
 
 async def test_small_reads_from_the_file_are_complete_and_in_order(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ class Journey:
 
     async def _route(self, shard: RouterShard) -> None:
         inputs = await read_inputs(shard, 1)
-        await shard.commit([samples.pending(1), samples.dispatched(1), samples.event(1)], inputs)
+        await shard.commit([samples.queue_entry(1), samples.dispatched(1), samples.event(1)], inputs)
         accepted = make_access(self._settings).partition(ACCEPTED, 0)
         async with ClusterInfo(make_access(self._settings)) as cluster_info:
             while not (await cluster_info.beginning_offsets([accepted]))[accepted]:

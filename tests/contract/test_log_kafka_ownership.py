@@ -34,7 +34,15 @@ from tests.contract.log_contract.harness import (
     replay_all,
     router_shard_of,
 )
-from tests.support.builders.records import accepted, attempted, dispatched, event, frame_of_version, pending, queue_id
+from tests.support.builders.records import (
+    accepted,
+    attempted,
+    dispatched,
+    event,
+    frame_of_version,
+    queue_entry,
+    queue_id,
+)
 from tests.support.servers.kafka_log import append_frame, make_topics, running, settings_on
 from tests.support.servers.ports import wait_until
 
@@ -77,11 +85,11 @@ async def test_a_stale_owner_commits_nothing(kafka_bootstrap: str) -> None:
             next_owner = TransactionalProducer(make_access(settings), f"{settings.prefix}router", 0, 5)
             await next_owner.open()
             with pytest.raises(ShardLost):
-                await stale.commit([pending(1), dispatched(1), event(1)], inputs)
-            await next_owner.commit(batch_by_partition([pending(2)], log.counts, make_access(settings)), {})
+                await stale.commit([queue_entry(1), dispatched(1), event(1)], inputs)
+            await next_owner.commit(batch_by_partition([queue_entry(2)], log.counts, make_access(settings)), {})
             await next_owner.close()
         async with router_shard_of(log) as shard:
-            assert await replay_all(shard) == [pending(2)]
+            assert await replay_all(shard) == [queue_entry(2)]
             assert records_of(await read_inputs(shard, 1)) == [accepted(1)]
         assert [e async for e in log.history(queue_id(1))] == []
         assert (await log.backlog()).dispatched == 0

@@ -27,7 +27,7 @@ from tests.support.faults.accounting import Sink
 from tests.support.faults.cases import CaseResult, check_copies, run_case, wait_for_empty_queue
 from tests.support.faults.faults import FAULTS, RARE_FAULTS
 from tests.support.faults.points import POINTS
-from tests.support.faults.takeover import take_over, write_pending
+from tests.support.faults.takeover import take_over, write_queue_entries
 from tests.support.faults.volume import Volume
 from tests.support.servers import kafka
 from tests.support.servers.mail_cluster import HOSTS, MailCluster
@@ -149,7 +149,7 @@ def _takeover(brokers: kafka.Cluster, folder: Path, *, kill: bool) -> float:
     )  # fmt: skip
     cluster.make_topics()
     try:
-        asyncio.run(write_pending(cluster, LINES, 1))
+        asyncio.run(write_queue_entries(cluster, LINES, 1))
         cluster.start()
         seconds = asyncio.run(take_over(cluster, LINES, 1, kill=kill))
         print(f"{LINES} deferred deliveries taken over in {seconds:.1f} s ({'SIGKILL' if kill else 'SIGTERM'})")

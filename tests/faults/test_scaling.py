@@ -20,7 +20,7 @@ from mail.log.topics import DISPATCHED
 from tests.support.faults.accounting import Sink
 from tests.support.faults.cases import MailLoad, missing, settle, wait_for_empty_queue
 from tests.support.faults.interruption import Interruptions
-from tests.support.faults.takeover import take_over, write_pending
+from tests.support.faults.takeover import take_over, write_queue_entries
 from tests.support.servers import kafka
 from tests.support.servers.mail_cluster import HOSTS, IN_FLIGHT, MailCluster
 from tests.support.servers.ports import wait_until
@@ -184,7 +184,7 @@ async def test_silent_host_at_drain_and_two_deaths(plain_cluster: MailCluster) -
 
 async def test_takeover_of_a_full_shard_is_bounded(plain_cluster: MailCluster) -> None:
     cluster = plain_cluster
-    await write_pending(cluster, LINES, 1)
+    await write_queue_entries(cluster, LINES, 1)
     cluster.add("router")
     for kill, allowed_seconds in HANDED_OVER_SECONDS.items():
         await asyncio.to_thread(cluster.start, ["router-1", "router-2"])

@@ -185,7 +185,7 @@ async def test_queue_moves_to_kafka_and_back(kafka_bootstrap: str, tmp_path: Pat
             events = [event async for event in target.history(planted.messages["retry-1"])]
             assert events == [event async for event in source.history(planted.messages["retry-1"])]
             assert len(events) == 3
-            entries = {entry.delivery.id: entry async for entry in target.pending_deliveries()}
+            entries = {entry.delivery.id: entry async for entry in target.queue_entries()}
             assert entries.keys() == planted.entries.keys()
             assert all(entries[key].attempts == entry.attempts for key, entry in planted.entries.items())
         assert await is_empty(source)
@@ -272,6 +272,4 @@ async def test_cluster_in_use_and_identical_logs_are_refused(kafka_bootstrap: st
         assert "is in use (group members: " in output
         assert not await mail_server.queue()
     async with opened(tmp_path / "old/log.db") as log:
-        assert Counter([entry.delivery.id async for entry in log.pending_deliveries()]) == Counter(
-            planted.entries.keys()
-        )
+        assert Counter([entry.delivery.id async for entry in log.queue_entries()]) == Counter(planted.entries.keys())

@@ -310,8 +310,8 @@ async def test_message_is_delivered_over_a_secured_listener(secured_node: Cluste
         await log.append(samples.accepted(1))
         async with router_shard_of(log) as router:
             taken = await read_inputs(router, 1)
-            await router.commit([samples.pending(1), samples.dispatched(1), samples.event(1)], taken)
-            assert await replay_all(router) == [samples.pending(1)]
+            await router.commit([samples.queue_entry(1), samples.dispatched(1), samples.event(1)], taken)
+            assert await replay_all(router) == [samples.queue_entry(1)]
             async with delivery_shard_of(log) as delivery_shard:
                 (entry,) = await read_dispatches(delivery_shard, 1)
                 await delivery_shard.finish(entry, samples.attempted(1))

@@ -28,7 +28,7 @@ from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, QUEUE, ShardCounts,
 from mail.message import QueueId
 from mail.route import ToMailbox
 from mail.settings import LogSettings
-from tests.support.builders.records import accepted, attempted, dispatched, frame_of_version, pending
+from tests.support.builders.records import accepted, attempted, dispatched, frame_of_version, queue_entry
 from tests.support.docs.shell_blocks import section, shell_blocks
 from tests.support.servers import kafka_tools
 from tests.support.servers.eilpost_process import EILPOST, EilpostProcess, directory_toml
@@ -258,7 +258,7 @@ async def test_queue_record_of_unknown_version_stops_its_shard_until_a_tombstone
     log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.of_dispatched)
     await make_topics(log)
     roles = Roles(tmp_path, log)
-    line = next(each for each in map(pending, range(1, 100)) if place(each, COUNTS).shard == STOPPED)
+    line = next(each for each in map(queue_entry, range(1, 100)) if place(each, COUNTS).shard == STOPPED)
     key = place(line, COUNTS).key
     with roles.running():
         assert await asyncio.to_thread(roles.router.stop) == 0
@@ -282,7 +282,7 @@ async def test_queue_record_of_unknown_version_stops_its_shard_until_a_tombstone
 async def test_queue_record_of_unknown_version_is_reported(kafka_bootstrap: str, tmp_path: Path) -> None:
     log = settings_on(kafka_bootstrap, shards=COUNTS.by_queue_id, delivery_shards=COUNTS.of_dispatched)
     await make_topics(log)
-    line = pending(1)
+    line = queue_entry(1)
     at = place(line, COUNTS)
     await append_frame(log, QUEUE, at.shard, frame_of_version(9, line), at.key)
     ingress = Roles(tmp_path, log).ingress  # its configuration only; it does not run

@@ -22,7 +22,7 @@ ROLES = ("ingress", "router", "delivery")  # a mailstore does not read the log
 UNSAFE = (
     (ACCEPTED, "retention.ms", "604800000", "removes undelivered mail: set it to -1"),
     (DISPATCHED, "retention.bytes", "1000000000", "removes undelivered mail: set it to -1"),
-    (QUEUE, "cleanup.policy", "delete", "removes pending deliveries: set it to compact"),
+    (QUEUE, "cleanup.policy", "delete", "removes queue entries: set it to compact"),
     (ATTEMPTED, "unclean.leader.election.enable", "true", "can lose confirmed mail: set it to false"),
     (ACCEPTED, "min.insync.replicas", "1", "set it to 2, so that two brokers have every confirmed record"),
 )

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import yaml
 
-from eilpost.json_output import pending_json, to_json
-from mail.record import Pending, WaitCause, Waiting
+from eilpost.json_output import queue_entry_json, to_json
+from mail.record import QueueEntry, WaitCause, Waiting
 from tests.monitoring.commands import wrong_keys
 from tests.monitoring.rules import RUNBOOKS, alerts
 from tests.support.builders import records as samples
@@ -91,12 +91,12 @@ def test_command_for_held_deliveries_parses_the_output_of_eilpost_queue() -> Non
     (code,) = re.findall(r"python3 -c '\n(.*?)'", PAGES["EilpostQuarantinedMessages"], re.S)
     due = samples.NOON + timedelta(hours=1)
     lines = [
-        Pending(samples.delivery(number), Waiting(due, why, reason), samples.SPOOLED, 1, samples.LATER)
+        QueueEntry(samples.delivery(number), Waiting(due, why, reason), samples.SPOOLED, 1, samples.LATER)
         for number, why, reason in (
             (1, WaitCause.DEFERRED, "later"),
             (2, WaitCause.HELD, "A bug of the router: KeyError"),
         )
     ]
-    printed = to_json([pending_json(line, samples.NOON) for line in lines])
+    printed = to_json([queue_entry_json(line, samples.NOON) for line in lines])
     done = subprocess.run([sys.executable, "-c", code], input=printed, capture_output=True, text=True, timeout=30)
     assert done.stdout == f"{samples.queue_id(2)} A bug of the router: KeyError\n", done.stderr

@@ -99,7 +99,7 @@ def topic_and_shard_of(entry_id: int) -> tuple[str, int]:
 
 
 def pending_key(shard: int, key: str) -> str:
-    """Key that sorts pending deliveries by shard, then by queue id."""
+    """Key that sorts queue entries by shard, then by queue id."""
     return f"{shard:04d}/{key}"
 
 

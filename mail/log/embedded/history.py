@@ -1,4 +1,4 @@
-"""Paged read-only queries of the embedded log: history, pending deliveries, unrouted messages, backlog.
+"""Paged read-only queries of the embedded log: history, queue entries, unrouted messages, backlog.
 
 Pages are bounded in rows and bytes, so a query does not delay mail. The pages are the same within this process, over
 the query socket, and from a database that no process uses.
@@ -19,7 +19,7 @@ from mail.log.embedded.commit import offset_of, shard_base_id
 from mail.log.embedded.store import EntryRow, Store, unreadable
 from mail.log.topics import ACCEPTED, EVENTS, QUEUE, Topic, shard_of_message
 from mail.message import QueueId, delivery_prefix
-from mail.record import Accepted, Event, Pending, Record
+from mail.record import Accepted, Event, QueueEntry, Record
 
 _PAGE_ROWS = 500
 
@@ -106,9 +106,9 @@ class HistoryReader:
         async for frame in self.frames(Query(QueryKind.HISTORY, queue_id)):
             yield cast("Event", self._decode(frame, EVENTS, f"key {queue_id}"))
 
-    async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+    async def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
         async for frame in self.frames(Query(QueryKind.PENDING, queue_id or "")):
-            yield cast("Pending", self._decode(frame, QUEUE, "a pending delivery"))
+            yield cast("QueueEntry", self._decode(frame, QUEUE, "a queue entry"))
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
         records = [

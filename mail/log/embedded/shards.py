@@ -21,7 +21,7 @@ from mail.log.embedded.commit import Change, inline_content, offset_of, shard_ba
 from mail.log.embedded.store import EntryRow, Store, unreadable
 from mail.log.embedded.writer import Writer
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, QUEUE, Topic
-from mail.record import Accepted, Attempted, Dispatched, Pending, Record
+from mail.record import Accepted, Attempted, Dispatched, QueueEntry, Record
 from mail.telemetry.log import PRODUCE_DURATION
 
 R = TypeVar("R", Accepted, Attempted, Dispatched)
@@ -168,16 +168,16 @@ class EmbeddedRouterShard:
     def close(self) -> None:
         self._is_closed = True
 
-    async def replay(self) -> AsyncIterator[Sequence[Pending]]:
+    async def replay(self) -> AsyncIterator[Sequence[QueueEntry]]:
         key = ""
         query = partial(Store.pending, shard=self.number, limit=_REPLAY_BATCH)
         while rows := await self._writer.query(partial(query, after=key)):
             key = rows[-1][0]
-            yield [self._decode_pending(*row) for row in rows]
+            yield [self._decode_queue_entry(*row) for row in rows]
 
-    def _decode_pending(self, key: str, frame: bytes) -> Pending:
+    def _decode_queue_entry(self, key: str, frame: bytes) -> QueueEntry:
         try:
-            return cast("Pending", decode(frame))
+            return cast("QueueEntry", decode(frame))
         except FrameError as reason:
             position = f"{QUEUE.name}, shard {self.number}, key {key.partition('/')[2]}"
             raise unreadable(self._writer.location, position, reason) from None

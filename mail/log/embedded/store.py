@@ -252,7 +252,7 @@ class Store:
         return entries
 
     def pending(self, shard: int, after: str, limit: int, prefix: str = "") -> Sequence[tuple[str, bytes]]:
-        """Pending deliveries of a shard after the key `after` ("": from the start) whose ids begin with `prefix`, in
+        """Queue entries of a shard after the key `after` ("": from the start) whose ids begin with `prefix`, in
         order, about 4 MiB.
         """
         first, last = max(after, pending_key(shard, prefix)), pending_key(shard, prefix + "\U0010ffff")

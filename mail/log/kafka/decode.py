@@ -10,7 +10,7 @@ from mail.log import LogUnusable
 from mail.log.codec import FrameError, decode
 from mail.log.kafka.access import Access
 from mail.log.kafka.partition_reader import PartitionReader
-from mail.record import Pending, Record
+from mail.record import QueueEntry, Record
 
 _READ_SECONDS = 30.0  # without records, before a read fails
 
@@ -23,10 +23,10 @@ def decode_record(access: Access, record: ConsumerRecord[bytes, bytes]) -> Recor
         raise _unreadable_error(access, record.topic, record.partition, f"offset {record.offset}", reason) from None
 
 
-def decode_pending(access: Access, tp: TopicPartition, key: bytes, frame: bytes) -> Pending:
-    """Decode a pending delivery. Raises LogUnusable."""
+def decode_queue_entry(access: Access, tp: TopicPartition, key: bytes, frame: bytes) -> QueueEntry:
+    """Decode a queue entry. Raises LogUnusable."""
     try:
-        return cast("Pending", decode(frame))
+        return cast("QueueEntry", decode(frame))
     except FrameError as reason:
         raise _unreadable_error(access, tp.topic, tp.partition, f"key {key.decode(errors='replace')}", reason) from None
 

@@ -1,6 +1,6 @@
-"""Read-only queries of the Kafka log: history, pending deliveries, unrouted messages, backlog.
+"""Read-only queries of the Kafka log: history, queue entries, unrouted messages, backlog.
 
-A history is read from the timestamp of its queue id, in one shard; pending deliveries are the current values of the
+A history is read from the timestamp of its queue id, in one shard; queue entries are the current values of the
 compacted `queue`. Backlogs are counted in offsets, so they include unread transaction markers.
 """
 
@@ -18,13 +18,13 @@ from mail.log import Backlog, LogUnavailable, LogUnusable
 from mail.log.kafka.access import DELIVERY, ROUTER, Access, make_access
 from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.committed_offset import CommittedOffset, OffsetMetadataError, OffsetTracker
-from mail.log.kafka.decode import decode_pending, decode_record, read_compacted
+from mail.log.kafka.decode import decode_queue_entry, decode_record, read_compacted
 from mail.log.kafka.diagnose import explain_failure, require_broker
 from mail.log.kafka.partition_reader import PartitionReader
 from mail.log.kafka.topics import shard_counts_of
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, EVENTS, QUEUE, ShardCounts, Topic, shard_of_message
 from mail.message import QueueId, queue_id_time
-from mail.record import Accepted, Event, Pending, received_time
+from mail.record import Accepted, Event, QueueEntry, received_time
 from mail.settings import LogSettings
 
 CLOCK_SKEW_MAX = timedelta(minutes=5)  # between the ingress that assigned a queue id and the brokers
@@ -55,18 +55,18 @@ class KafkaHistoryReader:
             if self._oldest_event is None or event.time >= self._oldest_event:
                 yield event
 
-    async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+    async def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
         """For one message, only its shard is read and only its records are decoded."""
         shards = range(self._counts.by_queue_id) if queue_id is None else (shard_of_message(queue_id, self._counts),)
         for shard in shards:
-            async for pending in self.pending_of_shard(shard, queue_id):
-                yield pending
+            async for entry in self.queue_entries_of_shard(shard, queue_id):
+                yield entry
 
-    async def pending_of_shard(self, shard: int, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+    async def queue_entries_of_shard(self, shard: int, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
         tp = self._access.partition(QUEUE, shard)
         prefix = b"" if queue_id is None else queue_id.encode()
         for key, frame in (await read_compacted(self._access, tp, prefix)).items():
-            yield decode_pending(self._access, tp, key, frame)
+            yield decode_queue_entry(self._access, tp, key, frame)
 
     async def oldest_unconsumed(self) -> datetime | None:
         records = [decode_record(self._access, record) for record in await self.first_unconsumed()]
@@ -166,10 +166,10 @@ class HistoryQueries:
             async for event in reader.history(queue_id):
                 yield event
 
-    async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+    async def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
         async with self.history_reader() as reader:
-            async for pending in reader.pending_deliveries(queue_id):
-                yield pending
+            async for entry in reader.queue_entries(queue_id):
+                yield entry
 
     async def oldest_unconsumed(self) -> datetime | None:
         async with self.history_reader() as reader:

@@ -19,11 +19,11 @@ from aiokafka import ConsumerRecord, TopicPartition
 from mail.log import Entry, LogUnavailable, LogUnusable, ShardLost
 from mail.log.kafka.access import ROUTER, Access
 from mail.log.kafka.cluster_info import ClusterInfo
-from mail.log.kafka.decode import decode_pending, decode_record, read_compacted
+from mail.log.kafka.decode import decode_queue_entry, decode_record, read_compacted
 from mail.log.kafka.partition_reader import PartitionReader
 from mail.log.kafka.transactional_producer import TransactionalProducer, batch_by_partition
 from mail.log.topics import ACCEPTED, ATTEMPTED, QUEUE, ShardCounts
-from mail.record import Accepted, Attempted, Pending, Record
+from mail.record import Accepted, Attempted, QueueEntry, Record
 
 _REPLAY_BATCH = 500
 _ARRIVAL_SECONDS = 10.0
@@ -122,7 +122,7 @@ class KafkaRouterShard:
         self._is_open = self._needs_rewind = False
         await self._open()
 
-    async def replay(self) -> AsyncIterator[Sequence[Pending]]:
+    async def replay(self) -> AsyncIterator[Sequence[QueueEntry]]:
         await self._open()
         if self._has_committed:
             # A commit returns once it cannot fail, but its records are visible only when its markers are written, some
@@ -132,7 +132,7 @@ class KafkaRouterShard:
         partition = self._access.partition(QUEUE, self.number)
         frames = iter((await read_compacted(self._access, partition)).items())
         while batch := list(islice(frames, _REPLAY_BATCH)):
-            yield [decode_pending(self._access, partition, key, frame) for key, frame in batch]
+            yield [decode_queue_entry(self._access, partition, key, frame) for key, frame in batch]
             await asyncio.sleep(0)
 
     async def read(self, limit: int, wait: timedelta) -> Sequence[Input]:

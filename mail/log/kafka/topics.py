@@ -190,7 +190,7 @@ def _config_problems(topic: Topic, config: Mapping[str, str], settings: LogSetti
     policy = config.get("cleanup.policy", "")
     if topic.compacted:
         if policy != "compact":
-            yield f"cleanup.policy = {policy} removes pending deliveries: set it to compact", True
+            yield f"cleanup.policy = {policy} removes queue entries: set it to compact", True
     elif policy != "delete":
         yield f"cleanup.policy = {policy} drops records by key: set it to delete", True
     elif topic is not EVENTS:

@@ -14,7 +14,7 @@ from mail.log import (
     Usable,
 )
 from mail.log.topics import place
-from mail.record import Pending, Settled
+from mail.record import QueueEntry, Settled
 from mail.settings import LogSettings
 from tests.contract.log_contract.harness import (
     NOW,
@@ -33,7 +33,7 @@ from tests.support.builders.records import (
     delivery,
     dispatched,
     event,
-    pending,
+    queue_entry,
     queue_id,
 )
 from tests.support.servers.ports import wait_until
@@ -45,12 +45,12 @@ class CommitTests:
         await log.append(accepted(1))
         async with router_shard_of(log) as shard:
             entries = await read_inputs(shard, 1)
-            await shard.commit([pending(1), dispatched(1), event(1)], entries)
+            await shard.commit([queue_entry(1), dispatched(1), event(1)], entries)
         await log.close()
         log = await harness.make(LogSettings())
         async with router_shard_of(log) as shard:
             assert not await shard.read(10, NOW)
-            assert await replay_all(shard) == [pending(1)]
+            assert await replay_all(shard) == [queue_entry(1)]
         async with delivery_shard_of(log) as shard:
             assert [e.record for e in await read_dispatches(shard, 1)] == [dispatched(1)]
         await eventually_equals(lambda: events(log, 1), [event(1)])
@@ -91,7 +91,7 @@ class CommitTests:
             entries = await read_inputs(shard, 1)
             harness.fail_writes(log)
             with pytest.raises(LogUnavailable):
-                await shard.commit([pending(1), dispatched(1), event(1)], entries)
+                await shard.commit([queue_entry(1), dispatched(1), event(1)], entries)
             with pytest.raises(LogUnavailable):
                 await log.append(accepted(2))
             assert isinstance(log.condition(), Down)
@@ -102,8 +102,8 @@ class CommitTests:
             assert await events(log, 1) == []
             again = await read_inputs(shard, 1)
             assert records_of(again) == [accepted(1)]
-            await shard.commit([pending(1), dispatched(1)], again)
-            assert await replay_all(shard) == [pending(1)]
+            await shard.commit([queue_entry(1), dispatched(1)], again)
+            assert await replay_all(shard) == [queue_entry(1)]
         async with delivery_shard_of(log) as deliverer:
             assert len(await read_dispatches(deliverer, 1)) == 1
         await log.close()
@@ -118,7 +118,7 @@ class CommitTests:
             entries = await read_inputs(shard, 1)
             harness.fail_writes(log)
             with pytest.raises(LogUnavailable):
-                await shard.commit([pending(1)], entries)
+                await shard.commit([queue_entry(1)], entries)
             harness.repair(log)
             stop.set()
             await asyncio.sleep(0.1)  # revoked
@@ -138,24 +138,24 @@ class CommitTests:
 
     async def test_replay_equals_the_fold_of_committed_records(self, harness: Harness) -> None:
         log = await harness.make(LogSettings(shards=2))
-        fold: dict[str, Pending] = {}
+        fold: dict[str, QueueEntry] = {}
         for step in range(60):
             number = step * 7 % 13
-            record: Pending | Settled = (
-                Settled(delivery(number).id) if step % 4 == 3 else pending(number, attempts=step)
+            record: QueueEntry | Settled = (
+                Settled(delivery(number).id) if step % 4 == 3 else queue_entry(number, attempts=step)
             )
             shard_number = place(record, log.counts).shard
             async with router_shard_of(log, shard_number) as shard:
                 await shard.commit([record], [])
             match record:
-                case Pending():
+                case QueueEntry():
                     fold[record.delivery.id] = record
                 case Settled():
                     fold.pop(record.delivery_id, None)
         assert 0 < len(fold) < 13
         await log.close()
         log = await harness.make(LogSettings(shards=2))
-        replayed: list[Pending] = []
+        replayed: list[QueueEntry] = []
         for number in range(2):
             async with router_shard_of(log, number) as shard:
                 shard_records = await replay_all(shard)
@@ -163,33 +163,33 @@ class CommitTests:
                 replayed += shard_records
         assert {record.delivery.id: record for record in replayed} == fold
         assert len(replayed) == len(fold)
-        assert sorted([record async for record in log.pending_deliveries()], key=repr) == sorted(replayed, key=repr)
+        assert sorted([record async for record in log.queue_entries()], key=repr) == sorted(replayed, key=repr)
         await log.close()
 
-    async def test_the_last_pending_record_of_a_commit_counts(self, harness: Harness) -> None:
+    async def test_the_last_queue_entry_of_a_commit_counts(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         async with router_shard_of(log) as shard:
-            await shard.commit([pending(1), Settled(delivery(1).id), pending(2), pending(2, 5)], [])
+            await shard.commit([queue_entry(1), Settled(delivery(1).id), queue_entry(2), queue_entry(2, 5)], [])
             await shard.commit([Settled(delivery(9).id)], [])
-            assert await replay_all(shard) == [pending(2, 5)]
+            assert await replay_all(shard) == [queue_entry(2, 5)]
         await log.close()
 
-    async def test_pending_deliveries_of_one_message(self, harness: Harness) -> None:
+    async def test_queue_entries_of_one_message(self, harness: Harness) -> None:
         log = await harness.make(LogSettings(shards=3))
         for number in range(30):
             for part in (1, 2, 10):
-                await log.append(pending(number, part=part))
+                await log.append(queue_entry(number, part=part))
         for number in (0, 17):
-            replayed = [record async for record in log.pending_deliveries(queue_id(number))]
-            assert sorted(replayed, key=repr) == sorted((pending(number, part=p) for p in (1, 2, 10)), key=repr)
-        assert [record async for record in log.pending_deliveries(queue_id(99))] == []
-        assert len([record async for record in log.pending_deliveries()]) == 90
+            replayed = [record async for record in log.queue_entries(queue_id(number))]
+            assert sorted(replayed, key=repr) == sorted((queue_entry(number, part=p) for p in (1, 2, 10)), key=repr)
+        assert [record async for record in log.queue_entries(queue_id(99))] == []
+        assert len([record async for record in log.queue_entries()]) == 90
         await log.close()
 
     async def test_a_long_replay_is_read_in_batches(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         async with router_shard_of(log) as shard:
-            await shard.commit([pending(n) for n in range(1200)], [])
+            await shard.commit([queue_entry(n) for n in range(1200)], [])
             batches = [batch async for batch in shard.replay()]
         assert len(batches) > 1
         assert sorted(record.delivery.id for batch in batches for record in batch) == sorted(

@@ -20,7 +20,7 @@ from mail.log import (
     RouterShard,
 )
 from mail.log.topics import Topic
-from mail.record import Accepted, Attempted, Dispatched, Event, Pending, Record
+from mail.record import Accepted, Attempted, Dispatched, Event, QueueEntry, Record
 from mail.settings import LogSettings
 from tests.support.builders.records import (
     queue_id,
@@ -101,7 +101,7 @@ async def read_dispatches(shard: DeliveryShard, count: int) -> list[Entry[Dispat
     return entries
 
 
-async def replay_all(shard: RouterShard) -> list[Pending]:
+async def replay_all(shard: RouterShard) -> list[QueueEntry]:
     return [record async for batch in shard.replay() for record in batch]
 
 

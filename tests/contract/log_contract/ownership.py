@@ -27,7 +27,7 @@ from tests.support.builders.records import (
     accepted,
     attempted,
     dispatched,
-    pending,
+    queue_entry,
 )
 
 
@@ -46,13 +46,13 @@ class OwnershipTests:
             with pytest.raises(ShardLost):
                 await shard.read(10, SOON)
             lost = True
-            await shard.commit([pending(1)], entries)
+            await shard.commit([queue_entry(1)], entries)
 
         async with asyncio.timeout(10):
             await log.own_router_shards(process, stop)
         assert lost
         async with router_shard_of(log) as shard:
-            assert await replay_all(shard) == [pending(1)]
+            assert await replay_all(shard) == [queue_entry(1)]
         await log.close()
 
     async def test_an_exception_in_process_ends_the_ownership(self, harness: Harness) -> None:

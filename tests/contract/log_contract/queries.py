@@ -30,7 +30,7 @@ from tests.support.builders.records import (
     attempted,
     dispatched,
     event,
-    pending,
+    queue_entry,
     queue_id,
 )
 
@@ -112,11 +112,11 @@ class QueryTests:
         old, new = event(1, time=now - timedelta(days=2)), event(1, time=now - timedelta(hours=1))
         await log.append(accepted(1))  # its date is years ago
         async with router_shard_of(log) as shard:
-            await shard.commit([pending(1), dispatched(1), old, new], [])
+            await shard.commit([queue_entry(1), dispatched(1), old, new], [])
         await log.purge()
         await eventually_equals(lambda: events(log, 1), [new])
         async with router_shard_of(log) as shard:
-            assert await replay_all(shard) == [pending(1)]
+            assert await replay_all(shard) == [queue_entry(1)]
             assert records_of(await read_inputs(shard, 1)) == [accepted(1)]
         async with delivery_shard_of(log) as deliverer:
             assert len(await read_dispatches(deliverer, 1)) == 1

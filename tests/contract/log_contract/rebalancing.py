@@ -23,7 +23,7 @@ from tests.contract.log_contract.harness import (
     router_shard_of,
 )
 from tests.contract.log_contract.owners import DeliveryOwner, Owner, OwnershipLedger, RouterOwner, call_repeatedly
-from tests.support.builders.records import accepted, attempted, dispatched, event, pending, queue_id
+from tests.support.builders.records import accepted, attempted, dispatched, event, queue_entry, queue_id
 from tests.support.servers.ports import wait_until
 
 SHARDS = 4
@@ -135,7 +135,7 @@ class RebalanceTests:
             inputs = await read_inputs(owner, len(old_inputs))
             assert inputs[: len(old_inputs)] == old_inputs  # not consumed, so read again
             results = await asyncio.gather(
-                old.commit([dispatched(1), pending(1), event(1)], old_inputs),
+                old.commit([dispatched(1), queue_entry(1), event(1)], old_inputs),
                 owner.commit([dispatched(2)], inputs),
                 return_exceptions=True,
             )

@@ -9,14 +9,22 @@ from mail.log.topics import ACCEPTED, ALL_TOPICS, ATTEMPTED, DISPATCHED, EVENTS,
 from mail.record import Record
 from mail.settings import LogSettings
 from tests.contract.log_contract.harness import NOW, Harness, delivery_shard_of, events, replay_all, router_shard_of
-from tests.support.builders.records import accepted, attempted, dispatched, event, frame_of_version, pending, queue_id
+from tests.support.builders.records import (
+    accepted,
+    attempted,
+    dispatched,
+    event,
+    frame_of_version,
+    queue_entry,
+    queue_id,
+)
 
 _RECORDS: dict[Topic, Record] = {
     ACCEPTED: accepted(1),
     ATTEMPTED: attempted(1),
     DISPATCHED: dispatched(1),
     EVENTS: event(1),
-    QUEUE: pending(1),
+    QUEUE: queue_entry(1),
 }
 # The position in the error: for a compacted topic the key, because another record with that key replaces it.
 _PLACES = {QUEUE: r"shard 0, key \S+", EVENTS: r"(shard 0, )?(offset \d+|key \S+)"}
@@ -49,11 +57,13 @@ class UnknownVersionTests:
         await log.close()
 
     @pytest.mark.parametrize("number", [None, 1], ids=["all", "of its message"])
-    async def test_a_query_reports_a_pending_delivery_of_an_unknown_version(
+    async def test_a_query_reports_a_queue_entry_of_an_unknown_version(
         self, harness: Harness, number: int | None
     ) -> None:
         log = await harness.make(LogSettings())
-        await harness.append_frame(log, QUEUE, 0, frame_of_version(9, pending(1)), place(pending(1), log.counts).key)
+        await harness.append_frame(
+            log, QUEUE, 0, frame_of_version(9, queue_entry(1)), place(queue_entry(1), log.counts).key
+        )
         with pytest.raises(LogUnusable, match=r"queue, .*version is 9"):
-            _ = [record async for record in log.pending_deliveries(None if number is None else queue_id(number))]
+            _ = [record async for record in log.queue_entries(None if number is None else queue_id(number))]
         await log.close()

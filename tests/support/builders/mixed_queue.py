@@ -30,7 +30,7 @@ from mail.record import (
     Delivery,
     Dispatched,
     Event,
-    Pending,
+    QueueEntry,
     Received,
     Record,
     Routed,
@@ -61,7 +61,7 @@ class Planted:
 
     expected: set[str] = field(default_factory=set)
     held: set[str] = field(default_factory=set)
-    entries: dict[str, Pending] = field(default_factory=dict)
+    entries: dict[str, QueueEntry] = field(default_factory=dict)
     messages: dict[str, QueueId] = field(default_factory=dict)
 
 
@@ -97,7 +97,7 @@ async def plant(log: Log, spool: Spool, each: int, size: int = 300, kinds: Itera
         by_shard.setdefault(shard_of_message(message.queue_id, log.counts), []).extend(records)
         reports += later
         for record in records:
-            if isinstance(record, Pending):
+            if isinstance(record, QueueEntry):
                 planted.entries[record.delivery.id] = record
         if kind == "hold":
             planted.held.add(name)
@@ -134,26 +134,26 @@ def _records(kind: str, message: Message, data: bytes, stored: Spooled) -> tuple
         case "unread-spooled":
             return [], [Accepted(message, stored)]
         case "active":
-            return [*history, Pending(delivery, Active(now), None), Dispatched(delivery, 1, Inline(data))], []
+            return [*history, QueueEntry(delivery, Active(now), None), Dispatched(delivery, 1, Inline(data))], []
         case "active-spooled":
-            entry = Pending(delivery, Active(now), stored, 2, LATER, "h")
+            entry = QueueEntry(delivery, Active(now), stored, 2, LATER, "h")
             return [*history, attempt, entry, Dispatched(delivery, 3, stored)], []
         case "retry":
             return [
                 *history,
                 attempt,
-                Pending(delivery, Waiting(soon, WaitCause.DEFERRED, "later"), stored, 4, LATER, "h"),
+                QueueEntry(delivery, Waiting(soon, WaitCause.DEFERRED, "later"), stored, 4, LATER, "h"),
             ], []
         case "waits":
-            return [*history, Pending(delivery, Waiting(now, WaitCause.THROTTLED, "full"), stored)], []
+            return [*history, QueueEntry(delivery, Waiting(now, WaitCause.THROTTLED, "full"), stored)], []
         case "hold":
-            return [*history, Pending(delivery, Waiting(FOREVER, WaitCause.HELD, "held"), stored, 1)], []
+            return [*history, QueueEntry(delivery, Waiting(FOREVER, WaitCause.HELD, "held"), stored, 1)], []
         case "reported-done":
-            return [*history, Pending(delivery, Active(now), None)], [done]
+            return [*history, QueueEntry(delivery, Active(now), None)], [done]
         case "reported-later":
-            return [*history, Pending(delivery, Active(now), None)], [later]
+            return [*history, QueueEntry(delivery, Active(now), None)], [later]
         case "reported-twice":  # the commit of its dispatch was lost: report and dispatch are both present
-            entry = Pending(delivery, Active(now), None)
+            entry = QueueEntry(delivery, Active(now), None)
             return [*history, entry, Dispatched(delivery, 1, Inline(data))], [later, later]
         case "settled":  # the same, after the router read the report
             return [*history, Dispatched(delivery, 1, Inline(data)), Settled(delivery.id)], [done]
@@ -165,8 +165,8 @@ def _records(kind: str, message: Message, data: bytes, stored: Spooled) -> tuple
             )
             return [
                 *history,
-                Pending(delivery, Waiting(soon, WaitCause.DEFERRED, "later"), stored, 1, LATER, "h"),
-                Pending(other, Active(now), None),
+                QueueEntry(delivery, Waiting(soon, WaitCause.DEFERRED, "later"), stored, 1, LATER, "h"),
+                QueueEntry(other, Active(now), None),
                 Dispatched(other, 1, Inline(data)),
             ], []
     raise ValueError(kind)

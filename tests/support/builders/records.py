@@ -24,7 +24,7 @@ from mail.record import (
     Event,
     EventDetail,
     FailedByRouter,
-    Pending,
+    QueueEntry,
     Received,
     Record,
     Resumed,
@@ -116,8 +116,8 @@ def attempted(number: int = 1) -> Attempted:
     return Attempted(delivery_id(queue_id(number), 1), 1, (taken,), NOON, timedelta(microseconds=1500))
 
 
-def pending(number: int = 1, attempts: int = 0, part: int = 1) -> Pending:
-    return Pending(delivery(number, part=part), Active(NOON), None, attempts)
+def queue_entry(number: int = 1, attempts: int = 0, part: int = 1) -> QueueEntry:
+    return QueueEntry(delivery(number, part=part), Active(NOON), None, attempts)
 
 
 def event(number: int = 1, what: EventDetail | None = None, time: datetime = NOON) -> Event:
@@ -141,17 +141,17 @@ GOLDEN: dict[str, Record] = {
     "attempted-mixed": Attempted(_ID, 3, _OUTCOMES, NOON, timedelta(minutes=5), SPOOLED, b"Subject: x\r\n\xff"),
     "attempted-mailbox": Attempted(_ID, 1, (Delivered(ALICE, OK), Delivered(BOB, OK)), NOON, timedelta(days=1)),
     "attempted-headers": Attempted(_ID, 1, _OUTCOMES[2:], NOON, timedelta(0), None, b"Subject: x\r\n\r\n"),
-    "pending-active": pending(),
-    "pending-null-sender": Pending(
+    "pending-active": queue_entry(),
+    "pending-null-sender": QueueEntry(
         Delivery(_ID, NULL, RELAY), Waiting(NOON, WaitCause.DEFERRED, ""), SPOOLED, 1, NEVER
     ),
-    "pending-empty-inline": Pending(Delivery(_ID, BINARY, RELAY), _WAITS, Inline(b""), last_remote=HOST),
-    "pending-inline": Pending(delivery(1, _MX), Active(NOON), Inline(CONTENT)),
-    "pending-held": Pending(delivery(1, _MX), _WAITS, SPOOLED, 4, LATER, HOST),
-    "pending-unresolved": Pending(
+    "pending-empty-inline": QueueEntry(Delivery(_ID, BINARY, RELAY), _WAITS, Inline(b""), last_remote=HOST),
+    "pending-inline": QueueEntry(delivery(1, _MX), Active(NOON), Inline(CONTENT)),
+    "pending-held": QueueEntry(delivery(1, _MX), _WAITS, SPOOLED, 4, LATER, HOST),
+    "pending-unresolved": QueueEntry(
         delivery(1, Unresolved("example.test")), Waiting(NOON, WaitCause.UNRESOLVED, "DNS does not answer"), SPOOLED
     ),
-    "pending-lmtp": Pending(
+    "pending-lmtp": QueueEntry(
         delivery(1, ToRelay("::1", 24, RelayProtocol.LMTP)), Waiting(NOON, WaitCause.DEFERRED, ""), SPOOLED, 1
     ),
     "event-received": event(2, Received(RICH)),

@@ -19,7 +19,7 @@ from mail.directory import Domain, Snapshot, User
 from mail.envelope import Envelope, Recipient
 from mail.message import Content, DeliveryId, Inline, Message, Spooled, make_queue_id
 from mail.outcome import Deferred, Delivered, Failed, Outcome
-from mail.record import Accepted, Attempted, Dispatched, Event, EventDetail, Pending, Record, Settled
+from mail.record import Accepted, Attempted, Dispatched, Event, EventDetail, QueueEntry, Record, Settled
 from mail.reply import Reply
 from router.accounting import BatchAccounting, LedgerBalance
 from router.decide import Due, Fact, decide
@@ -102,7 +102,7 @@ class RouterSimulator:
     now: datetime = START
     queue: MailQueue = field(default_factory=MailQueue)
     records: list[Record] = field(default_factory=list)  # all committed records
-    entries: dict[DeliveryId, Pending] = field(default_factory=dict)  # the compacted queue topic
+    entries: dict[DeliveryId, QueueEntry] = field(default_factory=dict)  # the compacted queue topic
     dispatched: dict[DeliveryId, Dispatched] = field(default_factory=dict)
     dsns: list[Accepted] = field(default_factory=list)  # not yet accepted
     ledger: Counter[str] = field(default_factory=Counter)
@@ -130,13 +130,13 @@ class RouterSimulator:
         self.ledger.update(accounting.ledger)
         self.balance.add(accounting)
         for index, record in enumerate(out):
-            if isinstance(record, Pending) and isinstance(record.content, Inline):
+            if isinstance(record, QueueEntry) and isinstance(record.content, Inline):
                 self.spooled += 1
                 out[index] = replace(record, content=Spooled(f"s{self.spooled}", len(record.content.data), "0" * 32))
                 self.queue.apply(out[index])
         for record in out:
             match record:
-                case Pending():
+                case QueueEntry():
                     self.entries[record.delivery.id] = record
                 case Settled():
                     del self.entries[record.delivery_id]

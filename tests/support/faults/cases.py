@@ -187,7 +187,7 @@ async def wait_for_empty_queue(cluster: MailCluster, deadline_seconds: float = 6
     """Wait until the queue is empty; returns a line for each remaining delivery."""
     end = time.monotonic() + deadline_seconds
     while True:
-        lines = await cluster.pending_deliveries()
+        lines = await cluster.queue_entries()
         if not lines or time.monotonic() > end:
             return [f"{line.delivery.id} {line.state} {line.last}" for line in lines]
         await asyncio.sleep(0.3)
@@ -268,7 +268,7 @@ async def _wait_until_stopped(victims: Mapping[str, Member], points: tuple[str, 
 
 async def _fill_result(result: CaseResult, load: MailLoad, sink: Sink, cluster: MailCluster, prefix: str) -> None:
     gone = missing(load, sink, cluster)
-    queued = {line.delivery.message.queue_id for line in await cluster.pending_deliveries()} if gone else set[str]()
+    queued = {line.delivery.message.queue_id for line in await cluster.queue_entries()} if gone else set[str]()
     promised = load.promised
     recipients = [(id_, name) for id_, posting in promised.items() for name in posting.recipients]
     result.accepted = len(recipients)

@@ -17,7 +17,7 @@ from mail.log.kafka.access import BATCH_BYTES, make_access
 from mail.log.topics import QUEUE, ShardCounts, place
 from mail.message import Spooled, delivery_id
 from mail.queue_id import new_queue_id
-from mail.record import Delivery, Pending, WaitCause, Waiting
+from mail.record import Delivery, QueueEntry, WaitCause, Waiting
 from mail.reply import Reply
 from mail.route import ToMx
 from tests.support.builders.records import message
@@ -28,7 +28,7 @@ _ROUTE = ToMx("example.org", ((10, "mx.example.org"),))
 _LAST = Reply(451, "4.3.0", "Try again later")
 
 
-async def write_pending(cluster: MailCluster, count: int, shard: int) -> None:
+async def write_queue_entries(cluster: MailCluster, count: int, shard: int) -> None:
     """Write `count` deferred deliveries of one shard."""
     counts = ShardCounts(cluster.log.shards, cluster.log.delivery_shards)
     now = datetime.now(UTC)
@@ -44,7 +44,7 @@ async def write_pending(cluster: MailCluster, count: int, shard: int) -> None:
             queue_id = new_queue_id()
             sample = replace(message(), queue_id=queue_id, received=now)
             delivery = Delivery(delivery_id(queue_id, 1), sample, _ROUTE)
-            line = Pending(
+            line = QueueEntry(
                 delivery, state, Spooled("2026010100/01HSPOOLED0000000000000000@0", 2000, "0" * 32), 1, _LAST
             )
             at = place(line, counts)
@@ -67,15 +67,15 @@ async def take_over(cluster: MailCluster, count: int, shard: int, *, kill: bool)
     owner = next(name for name, numbers in cluster.owners("router").items() if shard in numbers)
     others = [member for member in cluster.members_of("router") if member.is_running and member.name != owner]
     gone = cluster.members[owner]
-    await wait_until(lambda: pending_count(gone) >= count, deadline_seconds=120, what="the owner's own reading")
-    before = {member.name: pending_count(member) for member in others}
+    await wait_until(lambda: queue_entry_count(gone) >= count, deadline_seconds=120, what="the owner's own reading")
+    before = {member.name: queue_entry_count(member) for member in others}
     began = time.monotonic()
     if kill:
         await asyncio.to_thread(gone.kill)
     else:
         stopping = asyncio.create_task(asyncio.to_thread(gone.stop))
     await wait_until(
-        lambda: any(pending_count(member) - before[member.name] >= count for member in others),
+        lambda: any(queue_entry_count(member) - before[member.name] >= count for member in others),
         deadline_seconds=120,
         poll_seconds=0.02,
         what="the takeover of the shard",
@@ -86,6 +86,6 @@ async def take_over(cluster: MailCluster, count: int, shard: int, *, kill: bool)
     return seconds
 
 
-def pending_count(member: Member) -> int:
+def queue_entry_count(member: Member) -> int:
     """Deferred deliveries in a router's memory."""
     return int(member.metric("eilpost_queue_recipients", state="deferred"))

@@ -23,7 +23,7 @@ from mail.endpoint import parse_relay
 from mail.log import Log
 from mail.log.memory import MemoryLog
 from mail.message import QueueId
-from mail.record import Bounced, Closed, Event, EventDetail, Pending
+from mail.record import Bounced, Closed, Event, EventDetail, QueueEntry
 from mail.service import run_roles
 from mail.settings import Settings
 from mail.spool import Spool
@@ -204,8 +204,8 @@ class InMemoryMailServer:
         await self.wait_closed(bounced.dsn)
         return bounced.dsn
 
-    async def queue(self) -> list[Pending]:
-        return [entry async for entry in self.log.pending_deliveries()]
+    async def queue(self) -> list[QueueEntry]:
+        return [entry async for entry in self.log.queue_entries()]
 
     async def mailbox(self, user: str) -> list[bytes]:
         """All messages of a mailbox, read by poplib."""

@@ -25,7 +25,7 @@ from mail.log import LogUnavailable, LogUnusable
 from mail.log.kafka.access import CLIENT_ERRORS, make_access
 from mail.log.kafka.history import KafkaHistory
 from mail.log.topics import partition_key, shard_of
-from mail.record import Pending
+from mail.record import QueueEntry
 from mail.route import ToMailbox
 from mail.settings import LogSettings
 from mailstore.names import parse_name
@@ -224,11 +224,11 @@ class MailCluster:
     def outputs(self) -> Mapping[str, str]:
         return {name: member.output() for name, member in self.members.items()}
 
-    async def pending_deliveries(self) -> list[Pending]:
+    async def queue_entries(self) -> list[QueueEntry]:
         """The queue, read as by `eilpost queue`."""
         for _ in range(10):
             with suppress(LogUnavailable, LogUnusable):
-                return [entry async for entry in KafkaHistory(self.log).pending_deliveries()]
+                return [entry async for entry in KafkaHistory(self.log).queue_entries()]
             await asyncio.sleep(1)
         raise AssertionError("the queue cannot be read")
 

@@ -11,7 +11,7 @@ import pytest
 from eilpost import format, tenants
 from mail.log import LogUnavailable
 from mail.message import QueueId
-from mail.record import Event, Pending
+from mail.record import Event, QueueEntry
 from tests.support.builders import records as samples
 from tests.support.clients.commands import Run, commands, one_line
 
@@ -19,7 +19,7 @@ QUEUE_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 
 class UnavailableHistory:
-    async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+    async def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
         raise LogUnavailable("kafka://127.0.0.1:1: the brokers did not answer in time")
         yield
 

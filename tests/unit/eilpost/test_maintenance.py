@@ -14,15 +14,15 @@ from msgspec.structs import replace
 from eilpost.maintenance import ORDER_TOLERANCE, Maintenance
 from mail.log import Backlog, Log, LogUnavailable, LogUnusable
 from mail.message import QueueId
-from mail.record import Pending
+from mail.record import QueueEntry
 from mail.settings import SpoolSettings
 from mail.telemetry import REGISTRY
-from tests.support.builders.records import pending
+from tests.support.builders.records import queue_entry
 from tests.support.servers.ports import wait_until
 
 
 class _Log:
-    def __init__(self, *lines: Pending) -> None:
+    def __init__(self, *lines: QueueEntry) -> None:
         self.purges = 0
         self.lines = lines
         self.unreadable = False
@@ -32,7 +32,7 @@ class _Log:
     async def oldest_unconsumed(self) -> datetime | None:
         return self.unread
 
-    async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+    async def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
         self.reads += 1
         for line in self.lines:
             yield line
@@ -114,7 +114,7 @@ async def test_nothing_is_swept_while_the_queue_cannot_be_read(monkeypatch: pyte
     await asyncio.wait_for(running, 5)
 
 
-def _line(age: timedelta) -> Pending:
-    line = pending()
+def _line(age: timedelta) -> QueueEntry:
+    line = queue_entry()
     message = replace(line.delivery.message, received=datetime.now(UTC) - age)
     return replace(line, delivery=replace(line.delivery, message=message))

@@ -29,7 +29,7 @@ from mail.record import (
     Event,
     EventDetail,
     FailedByRouter,
-    Pending,
+    QueueEntry,
     Received,
     Resumed,
     Routed,
@@ -62,8 +62,8 @@ def _events(*what: EventDetail) -> list[Event]:
     return [Event(ID, NOON + number * SECOND, each) for number, each in enumerate(what)]
 
 
-def _written(*what: EventDetail, pending: tuple[Pending, ...] = ()) -> str:
-    timeline = build_timeline(ID, _events(*what), pending, ())
+def _written(*what: EventDetail, queue_entry: tuple[QueueEntry, ...] = ()) -> str:
+    timeline = build_timeline(ID, _events(*what), queue_entry, ())
     assert timeline is not None
     out = io.StringIO()
     trace_view.write(timeline, Output(out), NOON + timedelta(seconds=30))
@@ -80,8 +80,8 @@ def test_timeline_is_complete_and_in_order() -> None:
 
 
 def test_queued_message_shows_its_next_attempt() -> None:
-    pending = Pending(samples.delivery(1), RETRY, None, attempts=1, last=LATER, last_remote=HOST)
-    text = _written(*HISTORY[:3], pending=(pending,))
+    queue_entry = QueueEntry(samples.delivery(1), RETRY, None, attempts=1, last=LATER, last_remote=HOST)
+    text = _written(*HISTORY[:3], queue_entry=(queue_entry,))
     assert "queued" in text
     assert "attempt 2 in 30 s (2026-03-01 12:01:00 UTC)" in text
 
@@ -259,11 +259,11 @@ class ChangingHistory:
         for event in _events(*HISTORY)[: self._now()[0]]:
             yield event
 
-    async def pending_deliveries(self, queue_id: QueueId | None = None) -> AsyncIterator[Pending]:
+    async def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
         assert queue_id is not None  # never the whole queue for one message
         self.queue_reads += 1
         if self._now()[1]:
-            yield Pending(samples.delivery(1), RETRY, None, attempts=1, last=LATER)
+            yield QueueEntry(samples.delivery(1), RETRY, None, attempts=1, last=LATER)
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
         return [samples.accepted(1)] if not self._now()[0] and self.seen < self._input_from else []
@@ -303,7 +303,7 @@ async def test_message_routed_between_two_reads_is_known(monkeypatch: pytest.Mon
     assert await _followed(ChangingHistory((0, False)), monkeypatch) == (False, "")
 
 
-async def _queue(*lines: Pending, site: str | None = None, limit: int = 50, top: int | None = None) -> str:
+async def _queue(*lines: QueueEntry, site: str | None = None, limit: int = 50, top: int | None = None) -> str:
     async def walk():  # type: ignore[no-untyped-def]
         for line in lines:
             yield line
@@ -315,8 +315,8 @@ async def _queue(*lines: Pending, site: str | None = None, limit: int = 50, top:
 
 
 async def test_queue_view_shows_the_oldest_and_totals_of_all() -> None:
-    mailbox = Pending(samples.delivery(1, ToMailbox("alice@example.test")), Active(NOON), None)
-    retry = Pending(samples.delivery(2), RETRY, None, attempts=3, last=LATER, last_remote=HOST)
+    mailbox = QueueEntry(samples.delivery(1, ToMailbox("alice@example.test")), Active(NOON), None)
+    retry = QueueEntry(samples.delivery(2), RETRY, None, attempts=3, last=LATER, last_remote=HOST)
     text = await _queue(mailbox, retry)
     assert "active for 30 s, attempt 1" in text
     assert "attempt 4 in 30 s" in text
@@ -332,7 +332,7 @@ async def test_queue_view_shows_the_oldest_and_totals_of_all() -> None:
 
 
 async def test_no_match_differs_from_an_empty_queue() -> None:
-    line = Pending(samples.delivery(1), RETRY, None)
+    line = QueueEntry(samples.delivery(1), RETRY, None)
     assert await _queue(line, site="zzz") == "no site matches 'zzz'; 1 delivery is open at other sites\n"
     assert "2 deliveries are open" in await _queue(line, replace(line, delivery=samples.delivery(2)), site="zzz")
     assert await _queue(site="zzz") == "the queue is empty\n"

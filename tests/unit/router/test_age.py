@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from mail.message import Spooled, delivery_id
-from mail.record import Active, Delivery, Pending, Settled, WaitCause, Waiting
+from mail.record import Active, Delivery, QueueEntry, Settled, WaitCause, Waiting
 from mail.route import ToRelay
 from router.age import STALE_ITEMS_MAX
 from router.mail_queue import QUARANTINE_REASON, MailQueue
@@ -22,10 +22,10 @@ ROUTE = ToRelay("smart.test", 25)
 
 def entry(
     number: int, why: WaitCause = WaitCause.DEFERRED, *, due: int = 0, recipients: int = 1, reason: str = "later"
-) -> Pending:
+) -> QueueEntry:
     own_message = message(*(f"u{number}-{place}@far.test" for place in range(recipients)), number=number)
     delivery = Delivery(delivery_id(own_message.queue_id, 1), own_message, ROUTE)
-    return Pending(delivery, Waiting(START + timedelta(seconds=due), why, reason), SPOOLED, 1)
+    return QueueEntry(delivery, Waiting(START + timedelta(seconds=due), why, reason), SPOOLED, 1)
 
 
 def at(queue: MailQueue, seconds: int) -> tuple[int, float | None]:

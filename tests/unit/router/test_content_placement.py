@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from mail.message import Inline, Spooled
-from mail.record import Dispatched, Pending, WaitCause, Waiting
+from mail.record import Dispatched, QueueEntry, WaitCause, Waiting
 from mail.route import ToRelay
 from mail.settings_roles import RouterSettings
 from mail.spool import SpoolUnavailable
@@ -78,12 +78,12 @@ def test_active_line_has_no_inline_content() -> None:
     simulator = RouterSimulator(policy=policy(relay=SMART), snapshot=snapshot())
     fact = accepted("u@far.test")
     context = RoutingContext(simulator.policy, simulator.snapshot)
-    (entry,) = of_kind(Pending, list(decide(simulator.queue, fact, context, START)))
-    waiting_entry = Pending(entry.delivery, Waiting(START, WaitCause.THROTTLED, "full"), fact.content)
+    (entry,) = of_kind(QueueEntry, list(decide(simulator.queue, fact, context, START)))
+    waiting_entry = QueueEntry(entry.delivery, Waiting(START, WaitCause.THROTTLED, "full"), fact.content)
     simulator.queue.apply(waiting_entry)
     assert simulator.queue.inline_bytes == len(CONTENT)
     out = simulator.route_due()
-    assert [entry.content for entry in of_kind(Pending, out)] == [None]
+    assert [entry.content for entry in of_kind(QueueEntry, out)] == [None]
     assert [given.content for given in of_kind(Dispatched, out)] == [Inline(CONTENT)]
     assert simulator.queue.inline_bytes == 0
 
@@ -95,9 +95,9 @@ async def test_failed_spool_is_not_called_during_back_off() -> None:
     for _ in range(3):
         fact = accepted("u@far.test")
         (entry,) = of_kind(
-            Pending, list(decide(simulator.queue, fact, RoutingContext(simulator.policy, simulator.snapshot), START))
+            QueueEntry, list(decide(simulator.queue, fact, RoutingContext(simulator.policy, simulator.snapshot), START))
         )
-        waiting_entry = Pending(entry.delivery, Waiting(START, WaitCause.THROTTLED, "full"), fact.content)
+        waiting_entry = QueueEntry(entry.delivery, Waiting(START, WaitCause.THROTTLED, "full"), fact.content)
         queue.apply(waiting_entry)
         outputs = [waiting_entry]
         await placement.offload(outputs, queue)  # type: ignore[arg-type]

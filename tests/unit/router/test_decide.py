@@ -24,7 +24,7 @@ from mail.record import (
     Dispatched,
     Event,
     FailedByRouter,
-    Pending,
+    QueueEntry,
     Received,
     Resumed,
     Routed,
@@ -90,11 +90,11 @@ def test_message_from_accepted_to_closed() -> None:
     shard = simulator()
     mail = accepted("u@far.test")
     out = shard.decide(mail)
-    assert kinds(out) == [Received, Pending, Dispatched, Routed]
-    pending, dispatched = out[1], out[2]
-    assert isinstance(pending, Pending)
+    assert kinds(out) == [Received, QueueEntry, Dispatched, Routed]
+    entry, dispatched = out[1], out[2]
+    assert isinstance(entry, QueueEntry)
     assert isinstance(dispatched, Dispatched)
-    assert pending.content is None  # the content is stored in Dispatched only
+    assert entry.content is None  # the content is stored in Dispatched only
     assert (dispatched.content, dispatched.number, dispatched.delivery.route) == (mail.content, 1, RELAY)
     assert dispatched.delivery.id == f"{mail.message.queue_id}-1"
     out = shard.attempt(dispatched.delivery.id, delivered(recipient("u@far.test")))
@@ -106,7 +106,7 @@ def test_list_is_grouped_by_next_hop_and_split_at_the_recipient_limit() -> None:
     shard = simulator(recipients_per_delivery=2)
     many = [f"u{n}@far.test" for n in range(5)]
     out = shard.decide(accepted("list@example.test", *many))
-    parts = {entry.delivery.id[-1]: entry.delivery for entry in of_kind(Pending, out)}
+    parts = {entry.delivery.id[-1]: entry.delivery for entry in of_kind(QueueEntry, out)}
     assert [type(parts[n].route) for n in "1234"] == [ToMailbox, ToRelay, ToRelay, ToRelay]
     assert [len(parts[n].message.envelope.recipients) for n in "1234"] == [1, 2, 2, 2]
     assert [str(r.original) for r in parts["2"].message.envelope.recipients] == ["list@example.test", "u0@far.test"]
@@ -136,9 +136,9 @@ def test_partial_result_keeps_deferred_recipients_and_bounces_failed_ones() -> N
     (dispatched_id,) = shard.dispatched
     a, b, c = (recipient(f"{name}@far.test") for name in "abc")
     out = shard.attempt(dispatched_id, delivered(a), failed(b), deferred(c), headers=CONTENT)
-    assert kinds(out) == [Pending, AttemptRecorded, Accepted, Bounced]
+    assert kinds(out) == [QueueEntry, AttemptRecorded, Accepted, Bounced]
     entry, attempt, report, bounced = out[0], out[1], out[2], out[3]
-    assert isinstance(entry, Pending)
+    assert isinstance(entry, QueueEntry)
     assert entry.delivery.message.envelope.recipients == (c,)
     assert (entry.attempts, entry.last, entry.content) == (
         1,
@@ -159,7 +159,7 @@ def test_partial_result_keeps_deferred_recipients_and_bounces_failed_ones() -> N
     assert bounced.detail == Bounced((address("b@far.test"),), report.message.queue_id)
     assert of_kind(Dispatched, shard.route_due()) == []  # not due yet
     resumed = shard.advance(timedelta(minutes=2))
-    assert kinds(resumed) == [Pending, Dispatched, Resumed]
+    assert kinds(resumed) == [QueueEntry, Dispatched, Resumed]
     again = resumed[1]
     assert isinstance(again, Dispatched)
     assert (again.number, again.content) == (2, entry.content)
@@ -183,7 +183,7 @@ def test_recipient_missing_in_a_report_stays_open() -> None:
     (dispatched_id,) = shard.dispatched
     out = shard.attempt(dispatched_id, delivered(recipient("b@far.test")))
     entry = out[0]
-    assert isinstance(entry, Pending)
+    assert isinstance(entry, QueueEntry)
     assert [str(r.address) for r in entry.delivery.message.envelope.recipients] == ["a@far.test"]
     assert entry.content == Spooled("big", 10, "0" * 32)
 
@@ -315,7 +315,7 @@ def test_clock_set_back_keeps_due_deliveries_in_turn() -> None:
 def test_unresolved_delivery_waits_until_dns_answers_or_it_expires() -> None:
     shard = RouterSimulator(policy())
     out = shard.decide(accepted("u@far.test"))
-    (entry,) = of_kind(Pending, out)
+    (entry,) = of_kind(QueueEntry, out)
     assert entry.delivery.route == Unresolved("far.test")
     assert (entry.state.cause, entry.state.reason) == (WaitCause.UNRESOLVED, "DNS lookup of far.test MX timed out")
     assert isinstance(entry.content, Spooled)
@@ -387,4 +387,4 @@ def test_delivery_stays_with_a_mailbox_that_also_has_an_alias() -> None:
 def test_decisions_are_deterministic() -> None:
     mail = accepted("gone@example.test", "u@far.test", sender="alice@example.test")
     assert simulator().decide(mail) == simulator().decide(mail)
-    assert isinstance(of_kind(Pending, simulator().decide(mail))[0].state, Active)
+    assert isinstance(of_kind(QueueEntry, simulator().decide(mail))[0].state, Active)

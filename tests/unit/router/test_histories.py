@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from mail.directory import Domain
 from mail.message import DeliveryId, Inline, Spooled
-from mail.record import Accepted, Active, Attempted, Pending, WaitCause, Waiting, state_name
+from mail.record import Accepted, Active, Attempted, QueueEntry, WaitCause, Waiting, state_name
 from mail.resolver import DnsUnknown, IpAddresses, MxHosts, NoRecords, NoSuchDomain, NullMx
 from mail.route import ToRelay
 from router.mail_queue import QUARANTINE_REASON
@@ -212,7 +212,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def oldest_of_each_state_is_correct(self) -> None:
-        oldest: dict[str, Pending] = {}
+        oldest: dict[str, QueueEntry] = {}
         for delivery_id in sorted(self.simulator.entries):
             entry = self.simulator.entries[delivery_id]
             oldest.setdefault(state_name(entry.state), entry)
@@ -254,7 +254,7 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def no_queue_line_has_inline_content(self) -> None:
         for record in self.simulator.records:
-            if isinstance(record, Pending):
+            if isinstance(record, QueueEntry):
                 assert not isinstance(record.content, Inline)
                 assert isinstance(record.state, Active) or record.content is not None
 
@@ -283,7 +283,7 @@ class Histories(RuleBasedStateMachine):
         )
 
 
-def _held(entry: Pending) -> Waiting | None:
+def _held(entry: QueueEntry) -> Waiting | None:
     return entry.state if isinstance(entry.state, Waiting) and entry.state.cause is WaitCause.HELD else None
 
 

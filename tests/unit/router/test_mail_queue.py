@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from mail.message import Spooled, delivery_id
-from mail.record import Delivery, Pending, WaitCause, Waiting
+from mail.record import Delivery, QueueEntry, WaitCause, Waiting
 from mail.route import ToRelay
 from router import mail_queue
 from router.mail_queue import MailQueue
@@ -18,10 +18,10 @@ from tests.support.builders.routing import START, is_same_queue, message
 SPOOLED = Spooled("big", 10, "0" * 32)
 
 
-def waiting(number: int, *, seconds: int = 0) -> Pending:
+def waiting(number: int, *, seconds: int = 0) -> QueueEntry:
     own_message = message(f"u{number}@far.test")
     delivery = Delivery(delivery_id(own_message.queue_id, 1), own_message, ToRelay("smart.test", 25))
-    return Pending(delivery, Waiting(START + timedelta(seconds=seconds), WaitCause.DEFERRED, "later"), SPOOLED, 1)
+    return QueueEntry(delivery, Waiting(START + timedelta(seconds=seconds), WaitCause.DEFERRED, "later"), SPOOLED, 1)
 
 
 def test_prune_drops_only_stale_entries() -> None:

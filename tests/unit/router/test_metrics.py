@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from mail.message import Spooled
-from mail.record import Accepted, Attempted, Dispatched, Pending, WaitCause, Waiting
+from mail.record import Accepted, Attempted, Dispatched, QueueEntry, WaitCause, Waiting
 from mail.route import ToRelay
 from router import metrics
 from router.accounting import BatchAccounting
@@ -28,10 +28,10 @@ def frequent_refresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_ledger_does_not_drift_after_a_replay() -> None:
     setup = RouterSetup(relay=SMART, deliver=succeed)
-    (entry,) = of_kind(Pending, RouterSimulator(policy=policy(relay=SMART)).decide(accepted_now("u@far.test")))
+    (entry,) = of_kind(QueueEntry, RouterSimulator(policy=policy(relay=SMART)).decide(accepted_now("u@far.test")))
     spooled_content = await setup.spool.put(b"x")
     await setup.log.append(
-        Pending(entry.delivery, Waiting(datetime.now(UTC), WaitCause.DEFERRED, "later"), spooled_content, 1)
+        QueueEntry(entry.delivery, Waiting(datetime.now(UTC), WaitCause.DEFERRED, "later"), spooled_content, 1)
     )
     async with setup.running():
         await wait_until(lambda: len(setup.dispatched) == 1)

@@ -17,7 +17,7 @@ from mail.record import (
     AttemptRecorded,
     Dispatched,
     Event,
-    Pending,
+    QueueEntry,
     Record,
     Settled,
     WaitCause,
@@ -120,8 +120,8 @@ async def test_waiting_message_that_raises_is_held(monkeypatch: pytest.MonkeyPat
     spooled = await setup.spool.put(CONTENT)
     entries = []
     for _ in range(5):
-        (entry,) = of_kind(Pending, simulator.decide(accepted_now("a@far.test")))
-        entries.append(Pending(entry.delivery, Waiting(datetime.now(UTC), WaitCause.DEFERRED, "later"), spooled, 1))
+        (entry,) = of_kind(QueueEntry, simulator.decide(accepted_now("a@far.test")))
+        entries.append(QueueEntry(entry.delivery, Waiting(datetime.now(UTC), WaitCause.DEFERRED, "later"), spooled, 1))
         await setup.log.append(entries[-1])
     break_decide(monkeypatch, entries[2].delivery.id, kind=Due)
 
@@ -154,7 +154,7 @@ async def test_bug_in_metrics_or_logging_does_not_repeat_the_batch(monkeypatch: 
 def test_quarantined_report_without_content_is_settled_or_held() -> None:
     simulator = RouterSimulator(policy=policy(relay=SMART), snapshot=snapshot())
     first, second = simulator.decide(accepted("a@far.test")), simulator.decide(accepted("b@far.test"))
-    for out, outcome, wanted in ((first, delivered, Settled), (second, deferred, Pending)):
+    for out, outcome, wanted in ((first, delivered, Settled), (second, deferred, QueueEntry)):
         (request,) = of_kind(Dispatched, out)
         outcomes = tuple(map(outcome, request.delivery.message.envelope.recipients))
         fact = Attempted(request.delivery.id, 1, outcomes, START, timedelta(0))

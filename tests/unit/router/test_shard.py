@@ -24,7 +24,7 @@ from mail.log import (
 )
 from mail.log.memory import MemoryLog
 from mail.message import Inline, Spooled, delivery_id
-from mail.record import Accepted, Attempted, Closed, Delivery, Dispatched, Pending, Record, WaitCause, Waiting
+from mail.record import Accepted, Attempted, Closed, Delivery, Dispatched, QueueEntry, Record, WaitCause, Waiting
 from mail.route import ToRelay
 from mail.service import ServiceError
 from mail.settings import LogSettings, NodeSettings
@@ -85,8 +85,8 @@ class RouterSetup:
                 if self.deliver is not None:
                     await shard.finish(entry, self.deliver(entry.record))
 
-    async def entries(self) -> list[Pending]:
-        return [entry async for entry in self.log.pending_deliveries()]
+    async def entries(self) -> list[QueueEntry]:
+        return [entry async for entry in self.log.queue_entries()]
 
     async def is_closed(self, mail: Accepted) -> bool:
         return any([isinstance(event.detail, Closed) async for event in self.log.history(mail.message.queue_id)])
@@ -218,7 +218,7 @@ async def test_due_deliveries_are_dispatched_without_a_pause() -> None:
     for _ in range(60):
         message = accepted_now("u@far.test").message
         delivery = Delivery(delivery_id(message.queue_id, 1), message, ToRelay("smart.test", 25))
-        await setup.log.append(Pending(delivery, Waiting(now, WaitCause.DEFERRED, "Greylisted"), spooled, 1))
+        await setup.log.append(QueueEntry(delivery, Waiting(now, WaitCause.DEFERRED, "Greylisted"), spooled, 1))
     async with setup.running(), asyncio.timeout(3):  # one batch per second would take five
         await wait_until(lambda: len(setup.dispatched) == 60)
 
@@ -295,7 +295,7 @@ async def test_failed_rewind_is_repeated_before_the_next_read() -> None:
         number = 0
         failures = 2
 
-        async def replay(self) -> AsyncIterator[Sequence[Pending]]:
+        async def replay(self) -> AsyncIterator[Sequence[QueueEntry]]:
             calls.append("replay")
             for batch in ():
                 yield batch

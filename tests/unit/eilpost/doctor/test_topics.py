@@ -140,7 +140,7 @@ def test_topics_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert words[0] == "topic partitions replicas in sync min ISR retention cleanup unclean election record max"
     assert words[1] == "OK mail.accepted 12 3 3 2 until consumed delete no 16MiB"
     assert words[2] == "FAIL mail.queue 12 3 3 2 7d delete no 16MiB"
-    assert lines[3] == "      -> cleanup.policy = delete removes pending deliveries: set it to compact"
+    assert lines[3] == "      -> cleanup.policy = delete removes queue entries: set it to compact"
     assert lines[-1] == "5 checks: 4 OK, 1 FAIL"
     document = json.loads(json.dumps(topics.as_json(views, [])))
     assert (document["level"], document["topics"][1]["cleanup_policy"]) == ("FAIL", "delete")

@@ -14,12 +14,12 @@ from eilpost.doctor.finding import Finding, Level
 from mail.log import LogUnavailable
 from mail.log.codec import encode
 from mail.log.kafka.access import make_access
-from mail.log.kafka.decode import decode_pending
+from mail.log.kafka.decode import decode_queue_entry
 from mail.log.kafka.history import KafkaHistoryReader
 from mail.log.topics import QUEUE
-from mail.record import Pending
+from mail.record import QueueEntry
 from mail.settings import LogSettings
-from tests.support.builders.records import accepted, frame_of_version, pending
+from tests.support.builders.records import accepted, frame_of_version, queue_entry
 
 ACCESS = make_access(LogSettings(url="kafka://127.0.0.1:9092"))
 
@@ -50,10 +50,10 @@ class FakeHistoryReader:
             raise self._first
         return self._first
 
-    async def pending_of_shard(self, shard: int) -> AsyncIterator[Pending]:
+    async def queue_entries_of_shard(self, shard: int) -> AsyncIterator[QueueEntry]:
         if shard == self.hangs_at_shard:
             await asyncio.sleep(60)
-        yield decode_pending(ACCESS, ACCESS.partition(QUEUE, shard), b"a-key", self._queue[shard])
+        yield decode_queue_entry(ACCESS, ACCESS.partition(QUEUE, shard), b"a-key", self._queue[shard])
 
 
 async def look(history_reader: FakeHistoryReader, shards: int = 0) -> list[Finding]:
@@ -63,7 +63,9 @@ async def look(history_reader: FakeHistoryReader, shards: int = 0) -> list[Findi
 async def test_readable_records_give_no_finding() -> None:
     good = encode(accepted()) or b""
     assert (
-        await look(FakeHistoryReader([FakeConsumerRecord("mail.accepted", 0, 5, good)], [encode(pending()) or b""]), 1)
+        await look(
+            FakeHistoryReader([FakeConsumerRecord("mail.accepted", 0, 5, good)], [encode(queue_entry()) or b""]), 1
+        )
         == []
     )
 
@@ -81,7 +83,7 @@ async def test_a_record_is_named_by_topic_shard_and_offset_with_what_to_do() -> 
 
 
 async def test_each_shard_of_the_queue_is_read() -> None:
-    bad, good = frame_of_version(9, pending()), encode(pending()) or b""
+    bad, good = frame_of_version(9, queue_entry()), encode(queue_entry()) or b""
     findings = await look(FakeHistoryReader(queue=[bad, good, bad]), 3)
     assert [finding.subject for finding in findings] == ["shard 0 of mail.queue", "shard 2 of mail.queue"]
     assert "key a-key cannot be read" in findings[0].text
@@ -89,7 +91,7 @@ async def test_each_shard_of_the_queue_is_read() -> None:
 
 async def test_findings_before_the_time_limit_are_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unreadable, "_QUEUE_SECONDS", 0.05)
-    history_reader = FakeHistoryReader(queue=[frame_of_version(9, pending())])
+    history_reader = FakeHistoryReader(queue=[frame_of_version(9, queue_entry())])
     history_reader.hangs_at_shard = 1
     assert [finding.subject for finding in await look(history_reader, 2)] == ["shard 0 of mail.queue"]
 

@@ -19,7 +19,7 @@ from mail.log.embedded import EmbeddedLog
 from mail.log.memory import MemoryLog
 from mail.log.topics import DISPATCHED
 from mail.message import Spooled
-from mail.record import Active, Pending
+from mail.record import Active, QueueEntry
 from mail.service import ServiceError
 from mail.settings import LogSettings
 from mail.spool.memory import MemorySpool
@@ -52,7 +52,7 @@ async def logs(kind: str, folder: Path, name: str, shards: int, delivery_shards:
 
 async def check_lines(target: Any, planted: Planted) -> None:
     """Attempts, due times, last replies and history survived."""
-    entries = {entry.delivery.id: entry async for entry in target.pending_deliveries()}
+    entries = {entry.delivery.id: entry async for entry in target.queue_entries()}
     assert entries.keys() == planted.entries.keys()
     for key, entry in entries.items():
         before = planted.entries[key]
@@ -138,7 +138,7 @@ async def check_moved(source: Any, target: Any, planted: Planted, when: str) -> 
     """Every record is on the target exactly once."""
     assert await is_empty(source), when
     assert (await source.backlog()).dispatched == 0, when
-    entries = {entry.delivery.id async for entry in target.pending_deliveries()}
+    entries = {entry.delivery.id async for entry in target.queue_entries()}
     assert entries == planted.entries.keys(), when
     now = await target.backlog()
     active = sum(isinstance(entry.state, Active) for entry in planted.entries.values())
@@ -229,7 +229,7 @@ async def test_end_of_dispatches_is_reported_by_the_shards(count: int) -> None:
     source, target = InexactLog(LogSettings(delivery_shards=2)), MemoryLog(LogSettings())
     planted = await plant(source, spool, 2, kinds=["active", "active-spooled", "two"])
     await run_move(source, target, make_copier(spool, spool), batch=500)
-    assert {entry.delivery.id async for entry in target.pending_deliveries()} == planted.entries.keys()
+    assert {entry.delivery.id async for entry in target.queue_entries()} == planted.entries.keys()
     assert (await target.backlog()).dispatched == 6
     assert await is_empty(source)
 
@@ -244,19 +244,19 @@ async def test_active_delivery_without_dispatch_is_named_and_not_moved() -> None
         LogUnusable, match=r"damaged: \w+-1: active without a dispatch or report; .* everything else was moved"
     ):
         await run_move(source, target, make_copier(spool, spool))
-    left = [entry async for entry in source.pending_deliveries()]
+    left = [entry async for entry in source.queue_entries()]
     assert len(left) == 1
-    assert len([entry async for entry in target.pending_deliveries()]) == len(planted.entries) - 1
+    assert len([entry async for entry in target.queue_entries()]) == len(planted.entries) - 1
 
 
 async def test_unreadable_frame_stops_the_move() -> None:
     spool = MemorySpool()
     source, target = MemoryLog(LogSettings()), MemoryLog(LogSettings())
     await plant(source, spool, 1)
-    source._pending[0]["broken"] = b"EP\xff not a frame"
+    source._queue_entries[0]["broken"] = b"EP\xff not a frame"
     with pytest.raises(LogUnusable, match="queue, shard 0, key broken"):
         await run_move(source, target, make_copier(spool, spool))
-    assert [entry async for entry in target.pending_deliveries()] == []
+    assert [entry async for entry in target.queue_entries()] == []
 
 
 async def test_lost_content_stops_the_move_unless_allowed() -> None:
@@ -270,7 +270,7 @@ async def test_lost_content_stops_the_move_unless_allowed() -> None:
     await run_move(source, target, copier)
     assert copier.lost_count == 2
     assert await is_empty(source)
-    entries: Sequence[Pending] = [entry async for entry in target.pending_deliveries()]
+    entries: Sequence[QueueEntry] = [entry async for entry in target.queue_entries()]
     assert {entry.delivery.id for entry in entries} == planted.entries.keys()
 
 

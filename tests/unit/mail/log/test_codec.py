@@ -21,7 +21,7 @@ from mail.record import (
     Dispatched,
     Event,
     EventDetail,
-    Pending,
+    QueueEntry,
     Record,
     Settled,
 )
@@ -57,7 +57,7 @@ for kind, strategy in (
 ):
     st.register_type_strategy(kind, strategy)
 
-KINDS: tuple[type, ...] = (Accepted, Dispatched, Attempted, Pending, Event)
+KINDS: tuple[type, ...] = (Accepted, Dispatched, Attempted, QueueEntry, Event)
 
 
 @pytest.mark.parametrize("version", [1, 2])

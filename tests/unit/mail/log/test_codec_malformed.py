@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mail.log.codec import FrameError, decode
-from mail.record import Closed, Event, Pending, Resumed
+from mail.record import Closed, Event, QueueEntry, Resumed
 from mail.route import ToMailbox
 from tests.support.builders.records import frame_with_header
 
@@ -115,7 +115,7 @@ def test_surplus_items_are_ignored() -> None:
 def test_missing_items_are_the_defaults() -> None:
     """Of an earlier eilpost, which did not have the last fields."""
     record = decode(frame_with_header(2, f'["pending",{DELIVERY},{STATE},null]'.encode()))
-    assert isinstance(record, Pending)
+    assert isinstance(record, QueueEntry)
     assert (record.attempts, record.last, record.last_remote) == (0, None, None)
     assert record.delivery.message.client is None
     assert not record.delivery.message.envelope.smtputf8
