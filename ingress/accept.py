@@ -32,19 +32,17 @@ class Acceptance:
 
     async def accept(self, message: Message, data: bytes) -> Reply:
         """Return 250 when the message is durable, 4xx when it is not or when that is unknown."""
+        reason = "spool" if len(data) > self._inline_max else "log"
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 content: Content = Inline(data)
-                if len(data) > self._inline_max:
+                if reason == "spool":
                     content = await self._spool.put(data)
+                    reason = "log"
                 # Responsibility moves here: after this line the message is durable and 250 may be sent.
                 await self._log.append(Accepted(message, content))
-        except SpoolUnavailable as error:
-            logger.warning("message not accepted", queue_id=message.queue_id, reason="spool", error=str(error))
-            return replies.LOCAL_ERROR
-        except (LogUnavailable, TimeoutError) as error:
-            logger.warning(
-                "message not accepted", queue_id=message.queue_id, reason="log", error=str(error) or "timed out"
-            )
-            return replies.NOT_CONFIRMED
+        except (SpoolUnavailable, LogUnavailable, TimeoutError) as error:
+            error_text = str(error) or "timed out"
+            logger.warning("message not accepted", queue_id=message.queue_id, reason=reason, error=error_text)
+            return replies.LOCAL_ERROR if isinstance(error, SpoolUnavailable) else replies.NOT_CONFIRMED
         return Reply(250, "2.0.0", f"Ok: queued as {message.queue_id}")

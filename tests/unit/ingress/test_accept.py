@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 
+from structlog.testing import capture_logs
+
 from ingress import replies
 from ingress.accept import Acceptance
 from mail.envelope import Envelope
@@ -65,3 +67,19 @@ async def test_append_time_out_gets_451() -> None:
     log, spool = StubLog(), StubSpool()
     log.gate.clear()
     assert await acceptance(log, spool, timeout=0.05).accept(MESSAGE, b"x") == replies.NOT_CONFIRMED
+
+
+async def test_log_line_of_a_time_out_names_what_did_not_answer() -> None:
+    class HangingSpool(StubSpool):
+        async def put(self, content: bytes) -> Spooled:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    log = StubLog()
+    log.gate.clear()
+    reasons = []
+    for spool, content in ((HangingSpool(), b"0123456789+"), (StubSpool(), b"0123456789+"), (StubSpool(), b"x")):
+        with capture_logs() as lines:
+            assert await acceptance(log, spool, timeout=0.05).accept(MESSAGE, content) == replies.NOT_CONFIRMED
+        reasons += [(line["reason"], line["error"]) for line in lines]
+    assert reasons == [("spool", "timed out"), ("log", "timed out"), ("log", "timed out")]
