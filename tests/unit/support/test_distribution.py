@@ -33,7 +33,7 @@ def test_run(number, request):
 
 
 @pytest.mark.slow
-def test_files_with_real_parts_run_one_after_the_other_beside_the_others(tmp_path: Path) -> None:
+def test_files_with_real_parts_run_one_after_the_other_and_the_others_meanwhile(tmp_path: Path) -> None:
     for number in range(4):
         (tmp_path / f"test_light_{number}.py").write_text(TEST.format(marker="helm"))
     for marker in ("docker", "kubernetes", "fault", "kafka"):
@@ -62,6 +62,6 @@ def test_files_with_real_parts_run_one_after_the_other_beside_the_others(tmp_pat
     assert (len(light), len(exclusive)) == (12, 12)
     (process,) = {process for process, _, _, _ in exclusive}
     assert {niceness for _, _, _, niceness in exclusive} == {os.nice(0)}
-    beside = [result for result in light if result[0] != process]
-    assert min(start for _, start, _, _ in beside) < min(end for _, _, end, _ in exclusive)
-    assert {niceness for _, _, _, niceness in beside} == {min(os.nice(0) + 10, 19)}
+    concurrent = [result for result in light if result[0] != process]
+    assert min(start for _, start, _, _ in concurrent) < min(end for _, _, end, _ in exclusive)
+    assert {niceness for _, _, _, niceness in concurrent} == {min(os.nice(0) + 10, 19)}
