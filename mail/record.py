@@ -66,7 +66,7 @@ def state_name(state: Active | Waiting) -> str:
     return "active" if isinstance(state, Active) else state.cause.value
 
 
-class QueueEntry(Value, frozen=True, tag="pending"):
+class QueueEntry(Value, frozen=True, tag="queue_entry"):
     """An open delivery: a record of the queue. Key: the delivery id; a later record replaces an earlier one.
 
     `content` is None while it is inside `Dispatched`; for a waiting delivery it is `Spooled`, or `Inline` when the

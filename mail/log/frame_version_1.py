@@ -28,7 +28,7 @@ def upgrade(header: dict[str, Any]) -> list[Any]:
         case "pending":
             content = _content(header) if "c" in header else None
             state, last, last_remote = _state(header["s"]), header.get("l"), header.get("h")
-            return ["pending", _delivery(header["d"]), state, content, header["n"], last, last_remote]
+            return ["queue_entry", _delivery(header["d"]), state, content, header["n"], last, last_remote]
         case "event":
             return ["event", header["q"], _instant(header["t"]), _event_detail(header["w"])]
         case kind:

@@ -169,7 +169,7 @@ async def test_invalid_and_unresponsive_query_clients_are_harmless(path: Path) -
     async with running(path, LogSettings(shards=2)) as log:
         await _fill(log)
         idle_clients = []
-        for request in (b"\n", b"x" * 100_000, b'{"kind": 5}\n', b"[]\n", b"\xff\n", b'{"kind": "pending"}\n'):
+        for request in (b"\n", b"x" * 100_000, b'{"kind": 5}\n', b"[]\n", b"\xff\n", b'{"kind": "queue"}\n'):
             client = socket.socket(socket.AF_UNIX)
             client.setblocking(False)
             loop = asyncio.get_running_loop()

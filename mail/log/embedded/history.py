@@ -26,7 +26,7 @@ _PAGE_ROWS = 500
 
 class QueryKind(StrEnum):
     HISTORY = "history"
-    PENDING = "pending"
+    QUEUE = "queue"
     UNROUTED = "unrouted"
     BACKLOG = "backlog"
 
@@ -52,7 +52,7 @@ def read_page(store: Store, query: Query, cursor: int | str | None) -> Page:
         case QueryKind.HISTORY:
             events = store.events(queue_id, cast("int", cursor or 0), _PAGE_ROWS)
             return Page([frame for _, frame in events], events[-1][0] if events else None)
-        case QueryKind.PENDING:
+        case QueryKind.QUEUE:
             key = cast("str", cursor or "")
             if queue_id:
                 shard = shard_of_message(queue_id, store.counts)
@@ -107,7 +107,7 @@ class HistoryReader:
             yield cast("Event", self._decode(frame, EVENTS, f"key {queue_id}"))
 
     async def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
-        async for frame in self.frames(Query(QueryKind.PENDING, queue_id or "")):
+        async for frame in self.frames(Query(QueryKind.QUEUE, queue_id or "")):
             yield cast("QueueEntry", self._decode(frame, QUEUE, "a queue entry"))
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:

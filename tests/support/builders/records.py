@@ -141,17 +141,17 @@ GOLDEN: dict[str, Record] = {
     "attempted-mixed": Attempted(_ID, 3, _OUTCOMES, NOON, timedelta(minutes=5), SPOOLED, b"Subject: x\r\n\xff"),
     "attempted-mailbox": Attempted(_ID, 1, (Delivered(ALICE, OK), Delivered(BOB, OK)), NOON, timedelta(days=1)),
     "attempted-headers": Attempted(_ID, 1, _OUTCOMES[2:], NOON, timedelta(0), None, b"Subject: x\r\n\r\n"),
-    "pending-active": queue_entry(),
-    "pending-null-sender": QueueEntry(
+    "queue-entry-active": queue_entry(),
+    "queue-entry-null-sender": QueueEntry(
         Delivery(_ID, NULL, RELAY), Waiting(NOON, WaitCause.DEFERRED, ""), SPOOLED, 1, NEVER
     ),
-    "pending-empty-inline": QueueEntry(Delivery(_ID, BINARY, RELAY), _WAITS, Inline(b""), last_remote=HOST),
-    "pending-inline": QueueEntry(delivery(1, _MX), Active(NOON), Inline(CONTENT)),
-    "pending-held": QueueEntry(delivery(1, _MX), _WAITS, SPOOLED, 4, LATER, HOST),
-    "pending-unresolved": QueueEntry(
+    "queue-entry-empty-inline": QueueEntry(Delivery(_ID, BINARY, RELAY), _WAITS, Inline(b""), last_remote=HOST),
+    "queue-entry-inline": QueueEntry(delivery(1, _MX), Active(NOON), Inline(CONTENT)),
+    "queue-entry-held": QueueEntry(delivery(1, _MX), _WAITS, SPOOLED, 4, LATER, HOST),
+    "queue-entry-unresolved": QueueEntry(
         delivery(1, Unresolved("example.test")), Waiting(NOON, WaitCause.UNRESOLVED, "DNS does not answer"), SPOOLED
     ),
-    "pending-lmtp": QueueEntry(
+    "queue-entry-lmtp": QueueEntry(
         delivery(1, ToRelay("::1", 24, RelayProtocol.LMTP)), Waiting(NOON, WaitCause.DEFERRED, ""), SPOOLED, 1
     ),
     "event-received": event(2, Received(RICH)),

@@ -138,7 +138,7 @@ def test_a_truncated_frame_raises_frame_error(name: str) -> None:
         decode(frame + b"x")
 
 
-@pytest.mark.parametrize("name", ["accepted-inline", "attempted-mixed", "pending-held"])
+@pytest.mark.parametrize("name", ["accepted-inline", "attempted-mixed", "queue-entry-held"])
 def test_every_flipped_bit_raises_frame_error(name: str) -> None:
     frame = encode(GOLDEN[name]) or b""
     for place in range(len(frame)):

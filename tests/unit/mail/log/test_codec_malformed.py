@@ -26,7 +26,7 @@ MALFORMED = {
     "unknown-record": '["later",1]',
     "tag-not-text": "[1]",
     "tag-is-array": '[["event"]]',
-    "missing-field": f'["pending",{DELIVERY},{STATE}]',
+    "missing-field": f'["queue_entry",{DELIVERY},{STATE}]',
     "missing-recipients": '["accepted",["Q","default","2026-03-01T12:00:00Z",[null],0],["inline",""]]',
     "number-is-text": f'["dispatched",{DELIVERY},"1",["inline",""]]',
     "number-is-boolean": f'["dispatched",{DELIVERY},true,["inline",""]]',
@@ -38,8 +38,8 @@ MALFORMED = {
     "time-of-13-months": '["event","Q","2026-13-01T12:00:00Z",["closed"]]',
     "time-of-year-10000": '["event","Q","10000-01-01T00:00:00Z",["closed"]]',
     "duration-too-long": '["attempted","D",1,[],"2026-03-01T12:00:00Z","P999999999999D"]',
-    "unknown-route": f'["pending",{DELIVERY.replace("mailbox", "pigeon")},{STATE},null]',
-    "unknown-cause": f'["pending",{DELIVERY},["waiting","2026-03-01T12:00:00Z","bored",""],null]',
+    "unknown-route": f'["queue_entry",{DELIVERY.replace("mailbox", "pigeon")},{STATE},null]',
+    "unknown-cause": f'["queue_entry",{DELIVERY},["waiting","2026-03-01T12:00:00Z","bored",""],null]',
     "unknown-detail": '["event","Q","2026-03-01T12:00:00Z",["later"]]',
     "outcome-reply-999": ('["attempted","D",1,[["delivered",["a","b"],[999,"",""]]],"2026-03-01T12:00:00Z","PT1S"]'),
     "outcome-enhanced-code": (
@@ -114,7 +114,7 @@ def test_surplus_items_are_ignored() -> None:
 
 def test_missing_items_are_the_defaults() -> None:
     """Of an earlier eilpost, which did not have the last fields."""
-    record = decode(frame_with_header(2, f'["pending",{DELIVERY},{STATE},null]'.encode()))
+    record = decode(frame_with_header(2, f'["queue_entry",{DELIVERY},{STATE},null]'.encode()))
     assert isinstance(record, QueueEntry)
     assert (record.attempts, record.last, record.last_remote) == (0, None, None)
     assert record.delivery.message.client is None
