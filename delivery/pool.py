@@ -1,7 +1,7 @@
 """Outbound connection pool of a process, keyed by site.
 
-Connections are limited per site (`Pacing`) and in total. A waiting delivery is woken when a connection is idle or
-may be opened and when its site is found unreachable. One periodic sweep enforces all deadlines.
+Connections are limited per site (`SiteConcurrency`) and in total. A waiting delivery is woken when a connection is
+idle or may be opened and when its site is found unreachable. One periodic sweep enforces all deadlines.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import structlog
 
 from delivery.client_session import ClientSession, Timeouts
 from delivery.connection import Connection
-from delivery.pacing import Pacing
 from delivery.site import Site
+from delivery.site_concurrency import SiteConcurrency
 from delivery.source_addresses import NoSource, SourceAddresses
 from delivery.targets import NoTarget, Target, TargetSelector
 from mail.reply import Reply
@@ -82,14 +82,14 @@ class Pool:
         name = route.site
         site = self._sites.get(name)
         if site is None:
-            site = self._sites[name] = Site(name, Pacing(self._connections_per_site, self._backoff_seconds))
+            site = self._sites[name] = Site(name, SiteConcurrency(self._connections_per_site, self._backoff_seconds))
         while True:
             site = self._sites.setdefault(name, site)  # the sweep may have dropped the site during a wait
             now = asyncio.get_running_loop().time()
             site.last_used = now
             if self._closed:
                 return SHUTTING_DOWN
-            is_below_limit = site.count < site.pacing.connection_limit
+            is_below_limit = site.count < site.concurrency.connection_limit
             if not reuse and site.idle and not (is_below_limit and self._total < self._connections_max):
                 site.idle.pop(0).abort("connection limit")
                 await asyncio.sleep(0)  # until connection_lost was called
@@ -99,7 +99,7 @@ class Pool:
                 if connection.usable:
                     return connection
                 connection.abort("no longer usable")
-            if not site.connections and (reason := site.pacing.backoff_reason(now)) is not None:
+            if not site.connections and (reason := site.concurrency.backoff_reason(now)) is not None:
                 site.wake_waiter()  # each woken waiter wakes the next
                 return SITE_BACKED_OFF.with_text(f"{SITE_BACKED_OFF.text}: {reason}")
             if is_below_limit:
@@ -138,12 +138,12 @@ class Pool:
         if connection_lost:
             if connection in site.connections:  # counts until it is closed
                 connection.quit()
-            site.pacing.on_overload(site.count - (connection in site.connections))
+            site.concurrency.on_overload(site.count - (connection in site.connections))
             if failure is not None:
-                site.pacing.on_first_transaction_failed(failure, now)
+                site.concurrency.on_first_transaction_failed(failure, now)
             return
         site.last_success = site.last_used = now
-        site.pacing.on_success()
+        site.concurrency.on_success()
         if (
             self._closed
             or not connection.usable  # the server closed it after its reply: allowed, and no sign of overload
@@ -157,7 +157,7 @@ class Pool:
             else:
                 connection.idle_since = now
                 site.idle.append(connection)
-        if site.waiters and site.count < site.pacing.connection_limit:
+        if site.waiters and site.count < site.concurrency.connection_limit:
             site.wake_waiter()  # the limit has grown
 
     def _has_to_yield(self, site: Site, connection: Connection) -> bool:
@@ -250,9 +250,9 @@ class Pool:
         if reply.is_permanent:
             return reply
         if site.count:  # other connections are open or opening, so the site is reachable
-            site.pacing.on_overload(site.count)
+            site.concurrency.on_overload(site.count)
             return None
-        site.pacing.on_unreachable(reply.text, asyncio.get_running_loop().time())
+        site.concurrency.on_unreachable(reply.text, asyncio.get_running_loop().time())
         logger.warning("site unreachable, its deliveries deferred", site=site.name, reply=str(reply))
         while site.wake_waiter():  # all waiters check again and get the reply
             pass
@@ -358,7 +358,7 @@ class Pool:
                 not site.count
                 and not site.waiters
                 and now - site.last_used > retention_seconds
-                and site.pacing.backoff_reason(now) is None
+                and site.concurrency.backoff_reason(now) is None
             ):
                 del self._sites[name]
         self._wake_starved()  # a woken site may have opened no connection

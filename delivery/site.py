@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from delivery.connection import Connection
-from delivery.pacing import Pacing
+from delivery.site_concurrency import SiteConcurrency
 
 
 @dataclass(slots=True, eq=False)
@@ -15,7 +15,7 @@ class Site:
     """One site. `connections`: all open ones; `idle`: the unused ones, most recently used last."""
 
     name: str
-    pacing: Pacing
+    concurrency: SiteConcurrency
     connections: set[Connection] = field(default_factory=set)
     opening: int = 0
     idle: list[Connection] = field(default_factory=list)

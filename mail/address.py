@@ -11,7 +11,7 @@ import re
 
 import idna
 
-from mail.value import Value
+from mail.frame_struct import FrameStruct
 
 # RFC 5321 section 4.5.3.1.1 and .2; the path limit (.3) counts the angle brackets.
 MAX_LOCAL_BYTES = 64
@@ -38,7 +38,7 @@ class AddressError(ValueError):
     """The text is not an address; the message gives the reason and can be used in a reply."""
 
 
-class Address(Value, frozen=True):
+class Address(FrameStruct, frozen=True):
     """A mailbox, `local@domain`.
 
     `local` is the local-part without quotes and escapes, its case unchanged; `domain` is a lower-case name without a

@@ -7,7 +7,7 @@ from enum import StrEnum
 from msgspec.structs import replace
 
 from mail.address import Address
-from mail.value import Value
+from mail.frame_struct import FrameStruct
 
 
 class Body(StrEnum):
@@ -34,7 +34,7 @@ class Ret(StrEnum):
     HEADERS = "HDRS"
 
 
-class Recipient(Value, frozen=True):
+class Recipient(FrameStruct, frozen=True):
     """One forward-path. `address` is the current address; `replaced` the address from RCPT, if it is another one."""
 
     address: Address
@@ -52,7 +52,7 @@ class Recipient(Value, frozen=True):
         return replace(self, address=address, replaced=None if address == self.original else self.original)
 
 
-class Envelope(Value, frozen=True):
+class Envelope(FrameStruct, frozen=True):
     """The parameters of a mail transaction. A `reverse_path` of None is the null reverse-path, `<>`."""
 
     reverse_path: Address | None

@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import NewType
 
 from mail.envelope import Envelope
-from mail.value import Value
+from mail.frame_struct import FrameStruct
 
 QueueId = NewType("QueueId", str)
 DeliveryId = NewType("DeliveryId", str)
@@ -17,7 +17,7 @@ _RANDOM_BITS = (1 << 80) - 1
 _CROCKFORD_VALUE = {letter: value for value, letter in enumerate(_CROCKFORD)}
 
 
-class Client(Value, frozen=True):
+class Client(FrameStruct, frozen=True):
     """The SMTP client that sent the message. `user` is the authenticated login, or None."""
 
     ip: str
@@ -27,7 +27,7 @@ class Client(Value, frozen=True):
     user: str | None = None
 
 
-class Message(Value, frozen=True):
+class Message(FrameStruct, frozen=True):
     """The metadata of a message. `client` is None for a DSN of eilpost."""
 
     queue_id: QueueId
@@ -38,13 +38,13 @@ class Message(Value, frozen=True):
     client: Client | None = None
 
 
-class Inline(Value, frozen=True, tag="inline"):
+class Inline(FrameStruct, frozen=True, tag="inline"):
     """Content inside a record: the whole message, CRLF lines, not dot-stuffed."""
 
     data: bytes
 
 
-class Spooled(Value, frozen=True, tag="spooled"):
+class Spooled(FrameStruct, frozen=True, tag="spooled"):
     """Content in the spool under `name`. `digest` is BLAKE2b-128 in hex."""
 
     name: str

@@ -6,11 +6,11 @@ An unknown result is deferred: only a 5xx reply of the next hop or a permanent c
 from __future__ import annotations
 
 from mail.address import Address
+from mail.frame_struct import FrameStruct
 from mail.reply import Reply
-from mail.value import Value
 
 
-class Delivered(Value, frozen=True, tag="delivered"):
+class Delivered(FrameStruct, frozen=True, tag="delivered"):
     """The next hop accepted responsibility (`reply` 2xx). `remote` is "mx.example.test[192.0.2.1]:25", or None for a
     mailbox.
     """
@@ -20,7 +20,7 @@ class Delivered(Value, frozen=True, tag="delivered"):
     remote: str | None = None
 
 
-class Deferred(Value, frozen=True, tag="deferred"):
+class Deferred(FrameStruct, frozen=True, tag="deferred"):
     """Temporary failure (`reply` 4xx). `remote` is None when the reply is from eilpost, not from the next hop."""
 
     recipient: Address
@@ -28,7 +28,7 @@ class Deferred(Value, frozen=True, tag="deferred"):
     remote: str | None = None
 
 
-class Failed(Value, frozen=True, tag="failed"):
+class Failed(FrameStruct, frozen=True, tag="failed"):
     """Permanent failure (`reply` 5xx). `remote` as in Deferred."""
 
     recipient: Address

@@ -10,21 +10,21 @@ from enum import StrEnum
 from typing import assert_never
 
 from mail.address import Address
+from mail.frame_struct import FrameStruct
 from mail.message import Content, DeliveryId, Message, QueueId, Spooled, queue_id_of, queue_id_time
 from mail.outcome import Outcome
 from mail.reply import Reply
 from mail.route import Route
-from mail.value import Value
 
 
-class Accepted(Value, frozen=True, tag="accepted"):
+class Accepted(FrameStruct, frozen=True, tag="accepted"):
     """A message was accepted: eilpost is responsible for it as soon as this record is durable."""
 
     message: Message
     content: Content
 
 
-class Delivery(Value, frozen=True):
+class Delivery(FrameStruct, frozen=True):
     """The recipients of one message that share a next hop.
 
     `message.envelope.recipients` holds only the open recipients of this delivery.
@@ -35,7 +35,7 @@ class Delivery(Value, frozen=True):
     route: Route
 
 
-class Active(Value, frozen=True, tag="active"):
+class Active(FrameStruct, frozen=True, tag="active"):
     """Dispatched; its attempt is not reported yet: active."""
 
     since: datetime
@@ -50,7 +50,7 @@ class WaitCause(StrEnum):
     UNRESOLVED = "unresolved"  # DNS has not answered yet
 
 
-class Waiting(Value, frozen=True, tag="waiting"):
+class Waiting(FrameStruct, frozen=True, tag="waiting"):
     """Waits until `due`. A held delivery is due at the maximum datetime; no command releases it yet."""
 
     due: datetime
@@ -66,7 +66,7 @@ def state_name(state: Active | Waiting) -> str:
     return "active" if isinstance(state, Active) else state.cause.value
 
 
-class QueueEntry(Value, frozen=True, tag="queue_entry"):
+class QueueEntry(FrameStruct, frozen=True, tag="queue_entry"):
     """An open delivery: a record of the queue. Key: the delivery id; a later record replaces an earlier one.
 
     `content` is None while it is inside `Dispatched`; for a waiting delivery it is `Spooled`, or `Inline` when the
@@ -81,13 +81,13 @@ class QueueEntry(Value, frozen=True, tag="queue_entry"):
     last_remote: str | None = None
 
 
-class Settled(Value, frozen=True):
+class Settled(FrameStruct, frozen=True):
     """A delivery is closed: the tombstone of its queue record."""
 
     delivery_id: DeliveryId
 
 
-class Dispatched(Value, frozen=True, tag="dispatched"):
+class Dispatched(FrameStruct, frozen=True, tag="dispatched"):
     """One attempt is requested. `number` is the number of the attempt, from 1."""
 
     delivery: Delivery
@@ -95,7 +95,7 @@ class Dispatched(Value, frozen=True, tag="dispatched"):
     content: Content
 
 
-class Attempted(Value, frozen=True, tag="attempted"):
+class Attempted(FrameStruct, frozen=True, tag="attempted"):
     """The report of one attempt: an outcome for each recipient, in the order of the delivery.
 
     `content` is the spooled content when any recipient is deferred, else None. `headers` are the first bytes of the
@@ -111,13 +111,13 @@ class Attempted(Value, frozen=True, tag="attempted"):
     headers: bytes = b""
 
 
-class Received(Value, frozen=True, tag="received"):
+class Received(FrameStruct, frozen=True, tag="received"):
     """History: the message was accepted from `client` and read by the router."""
 
     message: Message
 
 
-class Routed(Value, frozen=True, tag="routed"):
+class Routed(FrameStruct, frozen=True, tag="routed"):
     """History: a delivery was created. `waiting` is None when it was dispatched immediately."""
 
     delivery_id: DeliveryId
@@ -126,7 +126,7 @@ class Routed(Value, frozen=True, tag="routed"):
     waiting: Waiting | None
 
 
-class Resumed(Value, frozen=True, tag="resumed"):
+class Resumed(FrameStruct, frozen=True, tag="resumed"):
     """History: a waiting delivery was dispatched, for attempt `number`."""
 
     delivery_id: DeliveryId
@@ -134,7 +134,7 @@ class Resumed(Value, frozen=True, tag="resumed"):
     route: Route
 
 
-class AttemptRecorded(Value, frozen=True, tag="attempt"):
+class AttemptRecorded(FrameStruct, frozen=True, tag="attempt"):
     """History: an attempt ended. `next_due` is set when recipients are still open."""
 
     delivery_id: DeliveryId
@@ -145,33 +145,33 @@ class AttemptRecorded(Value, frozen=True, tag="attempt"):
     next_due: datetime | None
 
 
-class FailedByRouter(Value, frozen=True, tag="failed"):
+class FailedByRouter(FrameStruct, frozen=True, tag="failed"):
     """History: recipients that the router failed: no route, alias loop, or lifetime exceeded."""
 
     outcomes: tuple[Outcome, ...]
 
 
-class Bounced(Value, frozen=True, tag="bounced"):
+class Bounced(FrameStruct, frozen=True, tag="bounced"):
     """History: a DSN about `recipients` was accepted as message `dsn`. The DSN itself is an `Accepted`."""
 
     recipients: tuple[Address, ...]
     dsn: QueueId
 
 
-class Discarded(Value, frozen=True, tag="discarded"):
+class Discarded(FrameStruct, frozen=True, tag="discarded"):
     """History: `recipients` failed, and no DSN reports it, because the reverse-path is null."""
 
     recipients: tuple[Address, ...]
 
 
-class Closed(Value, frozen=True, tag="closed"):
+class Closed(FrameStruct, frozen=True, tag="closed"):
     """History: no delivery of the message is open."""
 
 
 EventDetail = Received | Routed | Resumed | AttemptRecorded | FailedByRouter | Bounced | Discarded | Closed
 
 
-class Event(Value, frozen=True, tag="event"):
+class Event(FrameStruct, frozen=True, tag="event"):
     """One event of a message's history. Written only by the router."""
 
     queue_id: QueueId

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 
-from mail.value import Value
+from mail.frame_struct import FrameStruct
 
 _ENHANCED = re.compile(r"([245])\.([0-9]{1,3})\.([0-9]{1,3})\Z")
 _UNSAFE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]+")
 
 
-class Reply(Value, frozen=True):
+class Reply(FrameStruct, frozen=True):
     """A reply: `code` 200-599, `enhanced` like "5.1.1" or "" for none, `text` of one or more lines (LF)."""
 
     code: int

@@ -9,7 +9,7 @@ from __future__ import annotations
 from enum import StrEnum
 from functools import lru_cache
 
-from mail.value import Value
+from mail.frame_struct import FrameStruct
 
 
 class RelayProtocol(StrEnum):
@@ -19,7 +19,7 @@ class RelayProtocol(StrEnum):
     LMTP = "lmtp"
 
 
-class ToMailbox(Value, frozen=True, tag="mailbox"):
+class ToMailbox(FrameStruct, frozen=True, tag="mailbox"):
     """To the local mailbox of `owner` (an `Address.key`)."""
 
     owner: str
@@ -29,7 +29,7 @@ class ToMailbox(Value, frozen=True, tag="mailbox"):
         return "mailbox"
 
 
-class ToRelay(Value, frozen=True, tag="relay"):
+class ToRelay(FrameStruct, frozen=True, tag="relay"):
     """To a host from the configuration."""
 
     host: str
@@ -41,7 +41,7 @@ class ToRelay(Value, frozen=True, tag="relay"):
         return f"{self.protocol}://{self.host}:{self.port}"
 
 
-class ToMx(Value, frozen=True, tag="mx"):
+class ToMx(FrameStruct, frozen=True, tag="mx"):
     """To the MX hosts of `domain` (RFC 5321 section 5.1): `hosts` as (preference, name), best first.
 
     A name may be the IP address of an address literal. The site is the list of hosts grouped by preference; the domain
@@ -64,7 +64,7 @@ def _mx_site(hosts: tuple[tuple[int, str], ...]) -> str:
     return "mx:" + "|".join(",".join(sorted(names)) for _, names in sorted(groups.items()))
 
 
-class Unresolved(Value, frozen=True, tag="unresolved"):
+class Unresolved(FrameStruct, frozen=True, tag="unresolved"):
     """DNS has not answered for `domain` yet. Such a delivery waits in the queue and is not dispatched."""
 
     domain: str

@@ -1,8 +1,9 @@
 """Pure codec of log records: frames to records and back.
 
-A frame is a fixed prefix (magic, version, lengths of header and content, CRC-32 of both), a JSON header that is the
-record without its content (`mail/value.py`), and the raw content. A frame that cannot be read raises FrameError and is
-never dropped; golden files in `tests/golden/` keep old frames readable.
+A frame is a fixed prefix (magic, version, lengths of header and content, CRC-32 of both), a JSON header, which is the
+record without its content (`mail/frame_struct.py`), and the content as raw bytes: of Attempted the first bytes of the
+message (`headers`). A frame that cannot be read raises FrameError and is never dropped; golden files in
+`tests/golden/` keep old frames readable.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ _PREFIX_BYTES = _PREFIX.size
 _EMPTY = Inline(b"")  # stands in the header for content that follows it
 
 _UNREADABLE = (msgspec.DecodeError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-_Header = Accepted | Dispatched | Attempted | QueueEntry | Event
+_FramedRecord = Accepted | Dispatched | Attempted | QueueEntry | Event
 _ENCODER = msgspec.json.Encoder(order="deterministic")
-_DECODER = msgspec.json.Decoder(_Header)
+_DECODER = msgspec.json.Decoder(_FramedRecord)
 
 
 class FrameError(ValueError):
@@ -78,7 +79,7 @@ def decode(frame: bytes, separate_content: bytes | None = None) -> Record:
         if version == VERSION:
             record = _DECODER.decode(header)
         else:
-            record = msgspec.convert(frame_version_1.upgrade(msgspec.json.decode(header)), _Header)
+            record = msgspec.convert(frame_version_1.upgrade(msgspec.json.decode(header)), _FramedRecord)
     except _UNREADABLE as reason:
         raise FrameError(f"its header cannot be read ({type(reason).__name__}: {reason})") from reason
     if isinstance(record, Attempted):
@@ -88,7 +89,7 @@ def decode(frame: bytes, separate_content: bytes | None = None) -> Record:
     return record
 
 
-def _encode_header(record: _Header) -> bytes:
+def _encode_header(record: _FramedRecord) -> bytes:
     try:
         return _ENCODER.encode(record)
     except UnicodeEncodeError:

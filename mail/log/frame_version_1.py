@@ -1,4 +1,4 @@
-"""Headers of frames of version 1, rewritten to the arrays of version 2 (`mail/value.py`). Pure.
+"""Headers of frames of version 1, rewritten to the arrays of version 2 (`mail/frame_struct.py`). Pure.
 
 In version 1, records, deliveries, messages and recipients were objects with short keys, times were microseconds since
 1970, and some tags had other names. Malformed input raises KeyError, IndexError, TypeError, ValueError, AttributeError
@@ -15,7 +15,7 @@ _CAUSES = {"retry": "deferred", "window": "throttled", "hold": "held", "resolvin
 
 
 def upgrade(header: dict[str, Any]) -> list[Any]:
-    """The items of the record."""
+    """The version 2 header of a version 1 header."""
     match header["k"]:
         case "accepted":
             return ["accepted", _message(header["m"]), _content(header)]

@@ -1,4 +1,4 @@
-"""Connection pacing of one site: slow start of its concurrency, and back-off from an unreachable site. No I/O.
+"""Concurrency limit of one site: slow start of its connections, and back-off from an unreachable site. No I/O.
 
 The connection limit starts small, grows by one with each answered transaction (so it doubles per round, as in TCP slow
 start) and halves on overload. An unreachable site is not tried for a while.
@@ -11,7 +11,7 @@ START_CONNECTIONS = 4
 CONSECUTIVE_FAILURES_MAX = 3
 
 
-class Pacing:
+class SiteConcurrency:
     """One site's connection limit and back-off. `now_seconds`: a monotonic clock."""
 
     def __init__(self, maximum: int, backoff_seconds: float) -> None:

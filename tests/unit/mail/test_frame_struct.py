@@ -1,4 +1,4 @@
-"""What all values in frames have in common."""
+"""Properties of all structs in frames."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from msgspec import inspect
 
 from mail.address import Address
+from mail.frame_struct import FrameStruct
 from mail.outcome import Deferred, Failed
 from mail.record import Record
-from mail.value import Value
 from tests.support.builders.records import ALICE, GOLDEN, LATER
 
 _IMMUTABLE = (
@@ -43,11 +43,11 @@ def _field_types(kind: inspect.Type) -> Iterator[inspect.Type]:
             yield kind
 
 
-def test_a_value_has_immutable_fields_only() -> None:
+def test_a_struct_has_immutable_fields_only() -> None:
     """So it is in no reference cycle, and the garbage collector may ignore it."""
-    types = {type(found) for kind in Value.__subclasses__() for found in _field_types(inspect.type_info(kind))}
+    types = {type(found) for kind in FrameStruct.__subclasses__() for found in _field_types(inspect.type_info(kind))}
     assert types == set(_IMMUTABLE)
-    for kind in Value.__subclasses__():
+    for kind in FrameStruct.__subclasses__():
         assert kind.__struct_config__.frozen
         assert kind.__struct_config__.array_like
 
@@ -61,11 +61,11 @@ def test_equal_records_have_equal_hashes(name: str) -> None:
     assert hash(copy) == hash(record)
 
 
-def test_values_of_different_classes_are_not_equal() -> None:
+def test_structs_of_different_classes_are_not_equal() -> None:
     assert Deferred(ALICE, LATER) != Failed(ALICE, LATER)
 
 
-def test_a_value_cannot_be_changed() -> None:
+def test_a_struct_cannot_be_changed() -> None:
     address = Address("alice", "example.test")
     with pytest.raises(AttributeError):
         address.local = "bob"  # type: ignore[misc]
