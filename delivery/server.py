@@ -28,7 +28,7 @@ _RESTART_SECONDS = 1.0  # before the shards are acquired again, doubled each tim
 _RESTART_SECONDS_MAX = 300.0
 
 
-class DeliveryAgent:
+class DeliveryRole:
     """Implements `mail.service.Role`."""
 
     name = "delivery"

@@ -318,10 +318,10 @@ def make_role(
                 resolver=resolver,
             )
         case "delivery":
-            from delivery.server import DeliveryAgent
+            from delivery.server import DeliveryRole
 
             assert mailboxes is not None
-            return DeliveryAgent(
+            return DeliveryRole(
                 settings=settings.delivery,
                 node=settings.node,
                 log=log,

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from delivery.server import DeliveryAgent
+from delivery.server import DeliveryRole
 from ingress.server import Ingress
 from mail.address import Address
 from mail.directory import Domain, Snapshot, User
@@ -111,7 +111,7 @@ class InMemoryMailServer:
                 directory=directory,
                 resolver=resolver,
             ),
-            DeliveryAgent(
+            DeliveryRole(
                 settings=settings.delivery,
                 node=node,
                 log=self.log,

@@ -10,7 +10,7 @@ import pytest
 
 from delivery.attempt import AttemptResult, AttemptRunner
 from delivery.capacity import Capacity
-from delivery.server import DeliveryAgent as DeliveryRole
+from delivery.server import DeliveryRole
 from delivery.worker import ReportFailed
 from mail.log.memory import MemoryLog
 from mail.message import Spooled
