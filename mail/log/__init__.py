@@ -48,7 +48,7 @@ R_co = TypeVar("R_co", covariant=True)
 
 @dataclass(frozen=True, slots=True)
 class Entry(Generic[R_co]):
-    """A record with its topic name, shard and offset (offsets rise, with gaps)."""
+    """A record with its topic name, shard and offset (offsets rise and are not contiguous)."""
 
     topic: str
     shard: int

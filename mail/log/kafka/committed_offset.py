@@ -1,6 +1,6 @@
-"""Pure state of out-of-order consumption: the committed low-water mark and the gaps above it.
+"""Pure state of out-of-order consumption: the committed offset and the gaps above it.
 
-Kafka stores one number and up to 4,096 characters of metadata per partition. The number is the low-water mark, below
+Kafka stores one number and up to 4,096 characters of metadata per partition. The number is the committed offset, below
 which every offset is finished; the metadata is the read position and the *gaps*, the unfinished offsets below it, so
 after SIGKILL only deliveries in flight are attempted again. Gaps are differences in LEB128, compressed, in base64: a
 run costs next to nothing, a random gap little more than a byte.
@@ -22,7 +22,7 @@ _GAPS_ALWAYS_FIT = 1500  # number of gaps that always fits: two bytes each, in b
 
 
 class CommittedOffset(NamedTuple):
-    """As committed to Kafka: the low-water mark, and the metadata that describes the gaps above it."""
+    """As committed to Kafka: the offset, and the metadata that describes the gaps above it."""
 
     offset: int
     metadata: str
@@ -56,7 +56,7 @@ class OffsetTracker:
         return cls(position, gaps[1:])
 
     @property
-    def low_water_mark(self) -> int:
+    def offset_to_commit(self) -> int:
         """Every lower offset is finished."""
         return self._gaps[0] if self._gaps else self._position
 
@@ -73,7 +73,7 @@ class OffsetTracker:
         """Whether the gaps may not fit into a commit, so that nothing more may start until some are finished."""
         return (
             len(self._gaps) > _GAPS_ALWAYS_FIT
-            and len(_encode_metadata(self.low_water_mark, self._gaps, self._position)) > METADATA_MAX
+            and len(_encode_metadata(self.offset_to_commit, self._gaps, self._position)) > METADATA_MAX
         )
 
     def is_finished(self, offset: int) -> bool:
@@ -98,20 +98,20 @@ class OffsetTracker:
         it would be attempted again after SIGKILL, until fewer gaps remain.
         """
         gaps, position = self._gaps, self._position
-        while len(metadata := _encode_metadata(self.low_water_mark, gaps, position)) > METADATA_MAX:
+        while len(metadata := _encode_metadata(self.offset_to_commit, gaps, position)) > METADATA_MAX:
             count = len(gaps) * 3 // 4
             gaps, position = gaps[:count], gaps[count]
-        return CommittedOffset(self.low_water_mark, metadata)
+        return CommittedOffset(self.offset_to_commit, metadata)
 
     def _is_gap(self, offset: int) -> bool:
         index = bisect_left(self._gaps, offset)
         return index < len(self._gaps) and self._gaps[index] == offset
 
 
-def _encode_metadata(low_water_mark: int, gaps: Sequence[int], position: int) -> str:
+def _encode_metadata(offset_to_commit: int, gaps: Sequence[int], position: int) -> str:
     if not gaps:
         return ""
-    steps = [offset - previous for previous, offset in pairwise((low_water_mark, *gaps, position))]
+    steps = [offset - previous for previous, offset in pairwise((offset_to_commit, *gaps, position))]
     return _VERSION + b64encode(zlib.compress(_encode_leb128(steps), 6)).decode()
 
 

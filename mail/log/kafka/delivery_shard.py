@@ -91,9 +91,9 @@ class KafkaDeliveryShard:
                 f"{self._access.url}: the committed offset of {self.partition.topic}, shard {self.number}, cannot be"
                 f" read: {reason}; use the newer eilpost"
             ) from None
-        await self._reader.open({self.partition: None if committed is None else offsets.low_water_mark})
+        await self._reader.open({self.partition: None if committed is None else offsets.offset_to_commit})
         position = self._reader.position(self.partition)
-        if committed is None or position < offsets.low_water_mark:  # or the offset is that of a deleted topic
+        if committed is None or position < offsets.offset_to_commit:  # or the offset is that of a deleted topic
             offsets = OffsetTracker(position)
         self._offsets = offsets
         return offsets

@@ -21,18 +21,18 @@ def test_a_new_tracker_has_nothing_finished() -> None:
     assert unfinished(tracker, 3) == [0, 1, 2]
 
 
-def test_the_low_water_mark_is_the_first_gap() -> None:
+def test_the_offset_to_commit_is_the_first_gap() -> None:
     tracker = OffsetTracker()
     for offset in range(5):
         tracker.start(offset)
     for offset in (0, 1, 3):
         tracker.finish(offset)
-    assert tracker.low_water_mark == 2
+    assert tracker.offset_to_commit == 2
     assert tracker.to_commit().offset == 2
     assert unfinished(tracker, 6) == [2, 4, 5]
 
 
-def test_control_records_do_not_hold_back_the_low_water_mark() -> None:
+def test_control_records_do_not_hold_back_the_committed_offset() -> None:
     tracker = OffsetTracker()
     tracker.start(0)
     tracker.advance_to(2)  # a transaction marker
@@ -65,8 +65,8 @@ def test_a_committed_state_is_restored(data: st.DataObject) -> None:
     for offset in data.draw(st.permutations(offsets))[: data.draw(st.integers(0, len(offsets)))]:
         tracker.finish(offset)
     again = OffsetTracker.from_committed(tracker.to_commit())
-    assert (again.low_water_mark, again.position, again.gap_count) == (
-        tracker.low_water_mark,
+    assert (again.offset_to_commit, again.position, again.gap_count) == (
+        tracker.offset_to_commit,
         tracker.position,
         tracker.gap_count,
     )
@@ -83,7 +83,7 @@ def test_the_next_owner_continues_with_gaps_and_later_offsets() -> None:
     for offset in (7, 0, 4, 9):
         tracker.finish(offset)
     again = OffsetTracker.from_committed(tracker.to_commit())
-    unfinished_offsets = [offset for offset in range(again.low_water_mark, 12) if not again.is_finished(offset)]
+    unfinished_offsets = [offset for offset in range(again.offset_to_commit, 12) if not again.is_finished(offset)]
     assert unfinished_offsets == [1, 2, 3, 5, 6, 8, 10, 11]
     for offset in unfinished_offsets:
         again.start(offset)
@@ -113,7 +113,7 @@ def test_too_many_random_gaps_forget_only_the_newest_finished_offsets() -> None:
     committed = tracker.to_commit()
     assert len(committed.metadata) <= METADATA_MAX
     again = OffsetTracker.from_committed(committed)
-    assert again.low_water_mark == tracker.low_water_mark
+    assert again.offset_to_commit == tracker.offset_to_commit
     assert again.position < tracker.position
     assert not again.is_finished(at)
     assert all(tracker.is_finished(offset) for offset in range(again.position) if again.is_finished(offset))
@@ -125,5 +125,5 @@ def test_unknown_metadata_is_refused(text: str) -> None:
         OffsetTracker.from_committed(CommittedOffset(0, text))
 
 
-def test_an_offset_without_metadata_is_a_low_water_mark() -> None:
+def test_an_offset_without_metadata_has_no_gaps() -> None:
     assert OffsetTracker.from_committed(CommittedOffset(5, "")).to_commit() == CommittedOffset(5, "")
