@@ -10,7 +10,7 @@ import pytest
 
 from mail.log import Log
 from mail.log.embedded import EmbeddedLog, database_thread
-from mail.log.embedded.commit import Change, NewEntry, pending_key, shard_base_id
+from mail.log.embedded.commit import Change, NewEntry, queue_key, shard_base_id
 from mail.log.embedded.store import Store
 from mail.log.memory import MemoryLog
 from mail.log.topics import EVENTS, QUEUE, Topic
@@ -84,7 +84,7 @@ class EmbeddedHarness:
     async def append_frame(self, log: Log, topic: Topic, shard: int, frame: bytes, key: str) -> None:
         assert isinstance(log, EmbeddedLog)
         if topic is QUEUE:
-            change = Change(pending={pending_key(shard, key): frame})
+            change = Change(queue_entries={queue_key(shard, key): frame})
         elif topic is EVENTS:
             change = Change(events=[(int(NOON.timestamp() * 1000), key, frame)])
         else:

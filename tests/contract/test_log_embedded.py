@@ -132,7 +132,7 @@ async def test_queue_entries_of_one_message_do_not_read_the_whole_queue(
 ) -> None:
     async with running(tmp_path / "log.db") as log:
         await log.append(queue_entry(3))
-        monkeypatch.setattr(Store, "all_pending", lambda *_: pytest.fail("the whole queue was read"))
+        monkeypatch.setattr(Store, "all_queue_entries", lambda *_: pytest.fail("the whole queue was read"))
         for history in (log, EmbeddedHistory(tmp_path / "log.db")):
             assert [entry async for entry in history.queue_entries(queue_id(3))] == [queue_entry(3)]
 

@@ -33,13 +33,13 @@ OFFSET_MAX = _OFFSET_MASK
 NO_SOURCES: Mapping[int, int] = MappingProxyType({})
 
 # `bodies` are [id, checksum, position, length], `entries` [id, body, entry with the same body, position, length] (0:
-# none), `pending` [key, position, length], `events` [id, time, queue id, position, length]; position (from 1) and
+# none), `queue_entries` [key, position, length], `events` [id, time, queue id, position, length]; position (from 1) and
 # length locate the bytes in `frames`. `accepted` and `attempted` are ranges of consumed ids, [first, last];
 # `dispatched` are consumed ids; `appended` is the number of new entries of each topic. An entry that shares the body of
 # a missing entry gets NULL; the table refuses it, and with it the whole batch.
 UNPACK = """
 CREATE TEMP VIEW batch (
-    frames, bodies, entries, pending, settled, events, appended, accepted, dispatched, attempted, top_offset
+    frames, bodies, entries, queue_entries, settled, events, appended, accepted, dispatched, attempted, top_offset
 ) AS SELECT 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0;
 
 CREATE TEMP TRIGGER unpack INSTEAD OF INSERT ON batch BEGIN
@@ -55,7 +55,7 @@ CREATE TEMP TRIGGER unpack INSTEAD OF INSERT ON batch BEGIN
         FROM json_each(NEW.entries);
     INSERT OR REPLACE INTO pending (key, frame)
         SELECT json_extract(value, '$[0]'), substr(NEW.frames, json_extract(value, '$[1]'), json_extract(value, '$[2]'))
-        FROM json_each(NEW.pending);
+        FROM json_each(NEW.queue_entries);
     DELETE FROM pending WHERE key IN (SELECT value FROM json_each(NEW.settled));
     INSERT INTO event (id, time, queue_id, frame)
         SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
@@ -98,7 +98,7 @@ def topic_and_shard_of(entry_id: int) -> tuple[str, int]:
     return _TOPICS[shard_number >> _SHARD_BITS].name, shard_number & ((1 << _SHARD_BITS) - 1)
 
 
-def pending_key(shard: int, key: str) -> str:
+def queue_key(shard: int, key: str) -> str:
     """Key that sorts queue entries by shard, then by queue id."""
     return f"{shard:04d}/{key}"
 
@@ -122,7 +122,7 @@ class Change:
     """The changes of one request, committed atomically."""
 
     entries: list[NewEntry] = field(default_factory=list)
-    pending: dict[str, bytes | None] = field(default_factory=dict)  # pending_key -> frame, None: settled
+    queue_entries: dict[str, bytes | None] = field(default_factory=dict)  # queue_key -> frame, None: settled
     events: list[tuple[int, str, bytes]] = field(default_factory=list)  # (milliseconds, queue id, frame)
     ranges: list[tuple[int, int]] = field(default_factory=list)  # consumed accepted or attempted, by id
     finished: list[int] = field(default_factory=list)  # consumed entries of dispatched
@@ -139,7 +139,7 @@ class Change:
             else:
                 topic, shard, key = place(record, counts)
                 if topic is QUEUE:
-                    self.pending[pending_key(shard, key)] = frame
+                    self.queue_entries[queue_key(shard, key)] = frame
                 else:
                     assert frame is not None
                     content = inline_content(record)
@@ -167,7 +167,7 @@ def milliseconds(time: datetime) -> int:
 def pack(changes: Sequence[Change], offset: int) -> tuple[Sequence[int], tuple[bytes | str | int, ...]]:
     """Pack the changes: the ids of their entries in order, and the row for INSERT.
 
-    Entries and events are numbered from `offset` + 1; a later pending record replaces an earlier one.
+    Entries and events are numbered from `offset` + 1; a later queue entry replaces an earlier one.
     """
     frames: list[bytes] = []
     position = 1
@@ -178,7 +178,7 @@ def pack(changes: Sequence[Change], offset: int) -> tuple[Sequence[int], tuple[b
     appended = [0, 0, 0]
     consumed: tuple[list[tuple[int, int]], ...] = ([], [], [])
     finished: list[int] = []
-    pending: dict[str, bytes | None] = {}
+    queue_entries: dict[str, bytes | None] = {}
     for change in changes:
         for entry in change.entries:
             offset += 1
@@ -198,19 +198,19 @@ def pack(changes: Sequence[Change], offset: int) -> tuple[Sequence[int], tuple[b
             events.append((offset, time, queue_id, position, len(frame)))
             frames.append(frame)
             position += len(frame)
-        pending.update(change.pending)
+        queue_entries.update(change.queue_entries)
         for id_range in change.ranges:
             consumed[id_range[0] >> _OFFSET_BITS + _SHARD_BITS].append(id_range)
         finished += change.finished
-    pending_rows: list[tuple[str, int, int]] = []
+    queue_rows: list[tuple[str, int, int]] = []
     settled: list[str] = []
-    for key, frame_or_none in pending.items():
+    for key, frame_or_none in queue_entries.items():
         if frame_or_none is None:
             settled.append(key)
         else:
-            pending_rows.append((key, position, len(frame_or_none)))
+            queue_rows.append((key, position, len(frame_or_none)))
             frames.append(frame_or_none)
             position += len(frame_or_none)
     accepted, _, attempted = consumed
-    columns = (bodies, entries, pending_rows, settled, events, appended, accepted, finished, attempted)
+    columns = (bodies, entries, queue_rows, settled, events, appended, accepted, finished, attempted)
     return ids, (b"".join(frames), *(orjson.dumps(column).decode() for column in columns), offset)

@@ -56,10 +56,10 @@ def read_page(store: Store, query: Query, cursor: int | str | None) -> Page:
             key = cast("str", cursor or "")
             if queue_id:
                 shard = shard_of_message(queue_id, store.counts)
-                pending = store.pending(shard, key, _PAGE_ROWS, delivery_prefix(queue_id))
+                rows = store.queue_entries(shard, key, _PAGE_ROWS, delivery_prefix(queue_id))
             else:
-                pending = store.all_pending(key, _PAGE_ROWS)
-            return Page([frame for _, frame in pending], pending[-1][0] if pending else None)
+                rows = store.all_queue_entries(key, _PAGE_ROWS)
+            return Page([frame for _, frame in rows], rows[-1][0] if rows else None)
         case QueryKind.UNROUTED:
             shard = shard_of_message(queue_id, store.counts)
             after = cast("int", cursor or shard_base_id(ACCEPTED, shard))

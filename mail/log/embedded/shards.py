@@ -170,7 +170,7 @@ class EmbeddedRouterShard:
 
     async def replay(self) -> AsyncIterator[Sequence[QueueEntry]]:
         key = ""
-        query = partial(Store.pending, shard=self.number, limit=_REPLAY_BATCH)
+        query = partial(Store.queue_entries, shard=self.number, limit=_REPLAY_BATCH)
         while rows := await self._writer.query(partial(query, after=key)):
             key = rows[-1][0]
             yield [self._decode_queue_entry(*row) for row in rows]

@@ -20,7 +20,7 @@ import orjson
 
 from mail.log import Backlog, LogUnusable
 from mail.log.codec import FrameError, decode
-from mail.log.embedded.commit import INSERT, OFFSET_MAX, UNPACK, Change, pack, pending_key, shard_base_id
+from mail.log.embedded.commit import INSERT, OFFSET_MAX, UNPACK, Change, pack, queue_key, shard_base_id
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, ShardCounts, Topic
 from mail.record import Record
 
@@ -251,16 +251,16 @@ class Store:
                 )
         return entries
 
-    def pending(self, shard: int, after: str, limit: int, prefix: str = "") -> Sequence[tuple[str, bytes]]:
+    def queue_entries(self, shard: int, after: str, limit: int, prefix: str = "") -> Sequence[tuple[str, bytes]]:
         """Queue entries of a shard after the key `after` ("": from the start) whose ids begin with `prefix`, in
         order, about 4 MiB.
         """
-        first, last = max(after, pending_key(shard, prefix)), pending_key(shard, prefix + "\U0010ffff")
+        first, last = max(after, queue_key(shard, prefix)), queue_key(shard, prefix + "\U0010ffff")
         statement = "SELECT key, frame FROM pending WHERE key > ? AND key < ? ORDER BY key LIMIT ?"
         return _bounded(self._connection.execute(statement, (first, last, limit)))
 
-    def all_pending(self, after: str, limit: int) -> Sequence[tuple[str, bytes]]:
-        """As `pending`, of all shards."""
+    def all_queue_entries(self, after: str, limit: int) -> Sequence[tuple[str, bytes]]:
+        """As `queue_entries`, of all shards."""
         statement = "SELECT key, frame FROM pending WHERE key > ? ORDER BY key LIMIT ?"
         return _bounded(self._connection.execute(statement, (after, limit)))
 
