@@ -1,8 +1,8 @@
-"""Relay and sender policy: may this client send from this reverse-path to this forward-path? Pure.
+"""Access policy: replies to MAIL, RCPT and VRFY by client, directory and DNS answers. Pure.
 
 Both addresses are checked before the message is accepted, also those behind an alias, so that eilpost refuses a message
-instead of bouncing it. The directory snapshot is an argument; DNS is queried by the caller when a verdict is `QueryMx`
-or `QueryAddresses`. An unknown DNS answer means a temporary refusal.
+instead of bouncing it. The caller evaluates `relay_networks` (`ingress/listener.py`) and queries DNS when a verdict is
+`QueryMx` or `QueryAddresses`; an unknown DNS answer means a temporary refusal.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import assert_never
 
 from ingress import replies
 from mail.address import Address, literal_ip
-from mail.directory import IsAlias, IsMailbox, IsRelayed, IsRemote, IsUnknown, Snapshot, Tenant
+from mail.directory import IsAlias, IsMailbox, IsRelayed, IsRemote, IsUnknown, Snapshot
 from mail.directory.expand import UNKNOWN_USER, undeliverable_reply
 from mail.envelope import Recipient
 from mail.reply import Reply
@@ -27,8 +27,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
-class ClientRights:
-    """Rights of a client, by its address."""
+class ClientPolicy:
+    """Policy for a client, by its address."""
 
     may_relay: bool
     sender_must_resolve: bool
@@ -80,7 +80,7 @@ def is_within(ip: str, networks: tuple[Network, ...]) -> bool:
     return any(address in network for network in networks)
 
 
-def check_sender(reverse_path: Address | None, snapshot: Snapshot, rights: ClientRights) -> Ok | QueryMx | Reply:
+def check_sender(reverse_path: Address | None, snapshot: Snapshot, client_policy: ClientPolicy) -> Ok | QueryMx | Reply:
     """Check MAIL FROM. The null reverse-path is always accepted (RFC 5321 section 4.5.5)."""
     if reverse_path is None:
         return OK
@@ -90,7 +90,7 @@ def check_sender(reverse_path: Address | None, snapshot: Snapshot, rights: Clien
         case IsUnknown():
             return replies.UNKNOWN_SENDER.about(_address_text(reverse_path))
         case IsRemote():
-            if not rights.sender_must_resolve or literal_ip(reverse_path.domain) is not None:
+            if not client_policy.sender_must_resolve or literal_ip(reverse_path.domain) is not None:
                 return OK
             return QueryMx(reverse_path.domain_ascii)
         case other:
@@ -128,7 +128,7 @@ def evaluate_addresses(answer: AddressAnswer, domain: str) -> Ok | Reply:
 
 
 def check_recipient(
-    forward_path: Address | None, snapshot: Snapshot, rights: ClientRights, hostname: str, alias_depth: int
+    forward_path: Address | None, snapshot: Snapshot, client_policy: ClientPolicy, hostname: str, alias_depth: int
 ) -> Recipient | Reply:
     """Check RCPT TO; None is `<Postmaster>`, which always exists. An alias without a valid target is refused."""
     if forward_path is None:
@@ -153,7 +153,7 @@ def check_recipient(
             # Checked before relaying: the MX of this host name leads back to this server.
             if forward_path.local.lower() == "postmaster" and forward_path.domain == hostname.lower():
                 return Recipient(forward_path).readdressed(postmaster(snapshot, hostname))
-            if rights.may_relay:
+            if client_policy.may_relay:
                 return Recipient(forward_path)
             return replies.RELAYING_DENIED.about(_address_text(forward_path))
         case other:
@@ -189,41 +189,6 @@ def verify_address(address: Address | str, snapshot: Snapshot) -> Reply:
             return replies.VRFY_NO_SUCH_USER
         case other:
             assert_never(other)
-
-
-def tenant_of(reverse_path: Address | None, recipients: Iterable[Recipient], snapshot: Snapshot) -> str:
-    """Tenant of a message: the dedicated tenant of its sender or first recipient, else the tenant of a local sender,
-    else the tenant of the first recipient.
-    """
-    sender = _tenant_of_sender(reverse_path, snapshot)
-    if sender is not None and sender.dedicated:
-        return sender.name
-    for recipient in recipients:
-        tenant = snapshot.tenant_of(recipient.address.domain)
-        return tenant.name if tenant.dedicated or sender is None else sender.name
-    return (sender or snapshot.tenant_of("")).name
-
-
-def may_share_transaction(
-    reverse_path: Address | None, first: Address | None, recipient: Address, snapshot: Snapshot
-) -> bool:
-    """Whether `recipient` may share a transaction with `first`. A dedicated tenant shares no topics, so recipients of
-    different tenants need separate transactions.
-    """
-    if first is None:
-        return True
-    sender = _tenant_of_sender(reverse_path, snapshot)
-    if sender is not None and sender.dedicated:
-        return True  # the whole message belongs to the sender's tenant
-    tenants = snapshot.tenant_of(first.domain), snapshot.tenant_of(recipient.domain)
-    return tenants[0].name == tenants[1].name or not any(tenant.dedicated for tenant in tenants)
-
-
-def _tenant_of_sender(reverse_path: Address | None, snapshot: Snapshot) -> Tenant | None:
-    """None: the sender is not local."""
-    if reverse_path is None or reverse_path.domain_ascii not in snapshot.domains:
-        return None
-    return snapshot.tenant_of(reverse_path.domain)
 
 
 def _user_exists(address: Address) -> Reply:

@@ -16,7 +16,7 @@ import structlog
 from aiosmtpd.smtp import SMTP
 
 from ingress import replies
-from ingress.access_policy import ClientRights, normalize_ip
+from ingress.access_policy import ClientPolicy, normalize_ip
 from ingress.esmtp import LONGEST_LINE
 from ingress.framer import Framer
 from ingress.limits import IncomingData
@@ -72,7 +72,7 @@ class Connection(SMTP):
         self._connections = connections
         self._coalescer = coalescer
         self.framer = Framer(LONGEST_LINE)
-        self._session = Session(listener, self, "", 0, ClientRights(may_relay=False, sender_must_resolve=True))
+        self._session = Session(listener, self, "", 0, ClientPolicy(may_relay=False, sender_must_resolve=True))
         self._waiter: asyncio.Future[None] | None = None
         self._deadline = 0.0
         self._timer_due = 0.0
@@ -95,7 +95,7 @@ class Connection(SMTP):
         peer = transport.get_extra_info("peername")
         if isinstance(peer, tuple):
             self._session.ip, self._session.port = normalize_ip(peer[0]), peer[1]
-            self._session.rights = self._listener.client_rights(self._session.ip)
+            self._session.client_policy = self._listener.client_policy(self._session.ip)
         self._connections.add(self)
         super().connection_made(transport)
 
@@ -188,7 +188,7 @@ class Connection(SMTP):
 
     async def _handle_client(self) -> None:
         session = self._session
-        admitted = self._listener.connection_limiter.acquire(session.ip, exempt=session.rights.may_relay)
+        admitted = self._listener.connection_limiter.acquire(session.ip, exempt=session.client_policy.may_relay)
         connections = _open_connections(self._listener.name)
         connections.inc()
         try:
@@ -321,7 +321,7 @@ class Connection(SMTP):
         self._command_in_progress = False
         self._data_started_at = self.loop.time()
         self._incoming_data = IncomingData(
-            self._session.ip, self._data_started_at, self._abort_slow_data, exempt=self._session.rights.may_relay
+            self._session.ip, self._data_started_at, self._abort_slow_data, exempt=self._session.client_policy.may_relay
         )
         self._listener.memory_budget.add(self._incoming_data)
         self._update_memory_budget()
@@ -348,7 +348,7 @@ class Connection(SMTP):
         """Whether the memory budget allows message data of `size_bytes`."""
         session = self._session
         return self._listener.memory_budget.has_capacity(
-            session.ip, size_bytes, self.loop.time(), exempt=session.rights.may_relay
+            session.ip, size_bytes, self.loop.time(), exempt=session.client_policy.may_relay
         )
 
     def _update_memory_budget(self) -> None:

@@ -42,9 +42,9 @@ class Listener:
     ehlo_reply: bytes
     helo_reply: bytes
 
-    def client_rights(self, ip: str) -> access_policy.ClientRights:
+    def client_policy(self, ip: str) -> access_policy.ClientPolicy:
         may_relay = access_policy.is_within(ip, self.relay_networks)
-        return access_policy.ClientRights(
+        return access_policy.ClientPolicy(
             may_relay=may_relay,
             sender_must_resolve=self.sender_must_resolve
             and not (may_relay and self.sender_check_exempts_relay_networks),

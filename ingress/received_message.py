@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from ingress import access_policy, replies
+from ingress import replies
 from ingress.content import begins_with_header, normalize
 from ingress.esmtp import MailFrom
 from ingress.framer import Framer
 from ingress.listener import Listener
 from ingress.received import count_hops, received_field
+from ingress.tenant import tenant_of
 from mail.envelope import Body, Envelope, Recipient
 from mail.message import Client, Message, QueueId
 from mail.reply import Reply
@@ -58,7 +59,7 @@ def take_message(
     body = mail.body if mail.body is not Body.SEVEN_BIT or content.isascii() else Body.EIGHT_BIT
     message = Message(
         queue_id=queue_id,
-        tenant=access_policy.tenant_of(mail.reverse_path, recipients, listener.directory.snapshot),
+        tenant=tenant_of(mail.reverse_path, recipients, listener.directory.snapshot),
         received=now,
         envelope=Envelope(mail.reverse_path, recipients, body, mail.smtputf8),
         size_bytes=len(content),

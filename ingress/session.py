@@ -23,6 +23,7 @@ from ingress.listener import Listener
 from ingress.received import with_protocol
 from ingress.received_message import take_message
 from ingress.session_end import SessionEnd
+from ingress.tenant import may_share_transaction, tenant_of
 from mail.address import Address
 from mail.envelope import Recipient
 from mail.log import Down, Full
@@ -60,7 +61,7 @@ class Session:
     connection: Connection
     ip: str
     port: int
-    rights: access_policy.ClientRights
+    client_policy: access_policy.ClientPolicy
     output: list[bytes] = field(default_factory=list)
     end: SessionEnd | None = None
     errors: int = 0
@@ -203,7 +204,7 @@ class Session:
 
     async def _check_sender(self, reverse_path: Address | None) -> Reply | None:
         verdict: access_policy.Ok | access_policy.QueryMx | access_policy.QueryAddresses | Reply
-        verdict = access_policy.check_sender(reverse_path, self.listener.directory.snapshot, self.rights)
+        verdict = access_policy.check_sender(reverse_path, self.listener.directory.snapshot, self.client_policy)
         if isinstance(verdict, access_policy.QueryMx):
             domain, resolver = verdict.domain, self.listener.resolver
             try:
@@ -227,7 +228,7 @@ class Session:
             return
         listener = self.listener
         verdict = access_policy.check_recipient(
-            rcpt.forward_path, listener.directory.snapshot, self.rights, listener.hostname, listener.alias_depth
+            rcpt.forward_path, listener.directory.snapshot, self.client_policy, listener.hostname, listener.alias_depth
         )
         if isinstance(verdict, Reply):
             self.refuse(verdict, sender=_path_text(mail.reverse_path), recipient=_path_text(rcpt.forward_path))
@@ -247,7 +248,7 @@ class Session:
             return replies.TOO_MANY_RECIPIENTS
         first = next(iter(self._recipients), None)
         snapshot = self.listener.directory.snapshot
-        if not access_policy.may_share_transaction(mail.reverse_path, first, recipient.address, snapshot):
+        if not may_share_transaction(mail.reverse_path, first, recipient.address, snapshot):
             return replies.SEPARATE_TRANSACTION
         refusal = await self._check_tenant_log(mail, recipient) if first is None else None
         if refusal is not None and not self._rcpt_refused:  # count once per message
@@ -256,7 +257,7 @@ class Session:
 
     async def _check_tenant_log(self, mail: MailFrom, recipient: Recipient) -> Reply | None:
         """Check the tenant's log: a dedicated tenant has its own topics, which may be full or unavailable alone."""
-        tenant = access_policy.tenant_of(mail.reverse_path, [recipient], self.listener.directory.snapshot)
+        tenant = tenant_of(mail.reverse_path, [recipient], self.listener.directory.snapshot)
         await self.listener.log.open_tenant(tenant)
         match self.listener.log.condition(tenant):
             case Full():

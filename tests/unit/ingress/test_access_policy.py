@@ -1,4 +1,4 @@
-"""Relay and sender policy."""
+"""Access policy: senders, recipients, relaying, VRFY."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from ingress import access_policy
 from ingress.access_policy import (
-    ClientRights,
+    ClientPolicy,
     check_recipient,
     check_sender,
     is_within,
@@ -17,19 +17,19 @@ from ingress.access_policy import (
     postmaster,
 )
 from mail.address import Address
-from mail.directory import Domain, LookupResult, Snapshot, Tenant, User
+from mail.directory import Domain, LookupResult, Snapshot, User
 from mail.envelope import Recipient
 from mail.reply import Reply
 from tests.support.servers.ingress import make_snapshot
 
-REMOTE = ClientRights(may_relay=False, sender_must_resolve=True)
-RELAY = ClientRights(may_relay=True, sender_must_resolve=True)
-NO_DNS_CHECK = ClientRights(may_relay=False, sender_must_resolve=False)
+REMOTE = ClientPolicy(may_relay=False, sender_must_resolve=True)
+RELAY = ClientPolicy(may_relay=True, sender_must_resolve=True)
+NO_DNS_CHECK = ClientPolicy(may_relay=False, sender_must_resolve=False)
 A = Address.parse
 
 
 @pytest.mark.parametrize(
-    ("sender", "rights", "verdict"),
+    ("sender", "client_policy", "verdict"),
     [
         (None, REMOTE, access_policy.OK),
         (A("alice@example.test"), REMOTE, access_policy.OK),
@@ -42,13 +42,13 @@ A = Address.parse
         (A("x@[192.0.2.1]"), REMOTE, access_policy.OK),
     ],
 )
-def test_senders(sender: Address | None, rights: ClientRights, verdict: object) -> None:
-    assert check_sender(sender, make_snapshot(), rights) == verdict
+def test_senders(sender: Address | None, client_policy: ClientPolicy, verdict: object) -> None:
+    assert check_sender(sender, make_snapshot(), client_policy) == verdict
 
 
 def test_local_sender_must_exist_without_dns_checks() -> None:
-    for rights in (REMOTE, RELAY, NO_DNS_CHECK):
-        verdict = check_sender(A("nobody@example.test"), make_snapshot(), rights)
+    for client_policy in (REMOTE, RELAY, NO_DNS_CHECK):
+        verdict = check_sender(A("nobody@example.test"), make_snapshot(), client_policy)
         assert isinstance(verdict, Reply)
         assert (verdict.code, verdict.enhanced) == (550, "5.1.0")
 
@@ -71,8 +71,8 @@ def test_postmaster_always_exists() -> None:
     assert postmaster(bare, "mx.example.test") == A("postmaster@only.test")
     assert isinstance(check_recipient(None, Snapshot(), REMOTE, "mx.example.test", 20), Recipient)
     named = A("Postmaster@MX.example.test")
-    for rights in (REMOTE, RELAY):  # even for relay clients: the MX is this server
-        assert check_recipient(named, make_snapshot(), rights, "mx.example.test", 20) == Recipient(
+    for client_policy in (REMOTE, RELAY):  # even for relay clients: the MX is this server
+        assert check_recipient(named, make_snapshot(), client_policy, "mx.example.test", 20) == Recipient(
             A("postmaster@example.test"), named
         )
 
@@ -131,17 +131,6 @@ def test_networks() -> None:
     assert normalize_ip("fe80::1%eth0") == "fe80::1"
     with pytest.raises(ValueError, match=r"10\.0\.0\.1/8"):
         parse_networks(["10.0.0.1/8"])
-
-
-def test_tenant_is_the_senders_or_the_first_recipients() -> None:
-    snapshot = Snapshot(
-        tenants={name: Tenant(name) for name in ("default", "one", "two")},
-        domains={"one.test": Domain("one.test", "one"), "two.test": Domain("two.test", "two")},
-    )
-    to_two = [Recipient(A("x@two.test"))]
-    assert access_policy.tenant_of(A("x@one.test"), to_two, snapshot) == "one"
-    assert access_policy.tenant_of(A("x@else.test"), to_two, snapshot) == "two"
-    assert access_policy.tenant_of(None, to_two, snapshot) == "two"
 
 
 def test_vrfy_reply_contains_no_utf8_address() -> None:
