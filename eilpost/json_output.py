@@ -16,14 +16,14 @@ from eilpost.timeline import Timeline, alias_expansion
 from mail.message import Message, queue_id_of
 from mail.outcome import Outcome
 from mail.record import (
-    AttemptRecorded,
     Bounced,
     Closed,
+    DeliveryAttempted,
     Discarded,
     Event,
     FailedByRouter,
+    MessageAccepted,
     QueueEntry,
-    Received,
     Resumed,
     Routed,
     Waiting,
@@ -95,7 +95,7 @@ def message_json(message: Message) -> dict[str, Any]:
 
 
 # As the events in the log; others are the class name. They do not change with the name of a class.
-_EVENT_NAMES: dict[type, str] = {Received: "accepted", AttemptRecorded: "attempted", FailedByRouter: "failed"}
+_EVENT_NAMES: dict[type, str] = {MessageAccepted: "accepted", DeliveryAttempted: "attempted", FailedByRouter: "failed"}
 
 
 def event_name(detail: object) -> str:
@@ -108,7 +108,7 @@ def event_json(event: Event, start: datetime | None) -> dict[str, Any]:
     if start is not None:
         head["seconds"] = round((event.time - start).total_seconds(), 6)
     match detail:
-        case Received() | Closed():
+        case MessageAccepted() | Closed():
             return head
         case Routed(delivery, route, recipients, waits):
             return head | {
@@ -116,13 +116,13 @@ def event_json(event: Event, start: datetime | None) -> dict[str, Any]:
                 "route": format_route(route),
                 "site": route.site,
                 "recipients": [str(recipient) for recipient in recipients],
-                "waits": {"why": state_name(waits), "due": waits.due.isoformat(), "reason": waits.reason}
+                "waits": {"state": state_name(waits), "due": waits.due.isoformat(), "reason": waits.reason}
                 if waits
                 else None,
             }
         case Resumed(delivery, number, route):
             return head | {"delivery": delivery, "attempt": number, "route": format_route(route), "site": route.site}
-        case AttemptRecorded(delivery, number, outcomes, started, duration, next_due):
+        case DeliveryAttempted(delivery, number, outcomes, started, duration, next_due):
             return head | {
                 "delivery": delivery,
                 "attempt": number,

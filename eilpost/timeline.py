@@ -23,14 +23,14 @@ from mail.message import Message, QueueId
 from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import (
     Accepted,
-    AttemptRecorded,
     Bounced,
     Closed,
+    DeliveryAttempted,
     Discarded,
     Event,
     FailedByRouter,
+    MessageAccepted,
     QueueEntry,
-    Received,
     Resumed,
     Routed,
 )
@@ -93,7 +93,7 @@ def build_timeline(
     """The timeline, or None for an unknown message."""
     if not events and not open_entries and not inputs:
         return None
-    message = next((event.detail.message for event in events if isinstance(event.detail, Received)), None)
+    message = next((event.detail.message for event in events if isinstance(event.detail, MessageAccepted)), None)
     if message is None and inputs:
         message = inputs[0].message
     if message is None and open_entries:
@@ -111,10 +111,11 @@ def build_timeline(
 def alias_expansion(events: Sequence[Event]) -> AliasExpansion | None:
     """The alias expansion of the envelope, or None.
 
-    It compares the recipients in `Received` with those in the router's first decision, whose events have the same time.
+    It compares the recipients in `MessageAccepted` with those in the router's first decision, whose events have the
+    same time.
     """
-    first = next((event for event in events if isinstance(event.detail, Received)), None)
-    if first is None or not isinstance(first.detail, Received):
+    first = next((event for event in events if isinstance(event.detail, MessageAccepted)), None)
+    if first is None or not isinstance(first.detail, MessageAccepted):
         return None
     originals = {recipient.address.key: recipient.original for recipient in first.detail.message.envelope.recipients}
     final: dict[str, Address] = {}
@@ -150,14 +151,14 @@ def lines_from(events: Sequence[Event], start: int = 0) -> Iterator[Line]:
     """The lines of a history from event `start` on; the alias expansion follows the first event."""
     for event in events[start:]:
         yield from lines_of_event(event)
-        if isinstance(event.detail, Received) and (expansion := alias_expansion(events)) is not None:
+        if isinstance(event.detail, MessageAccepted) and (expansion := alias_expansion(events)) is not None:
             yield _alias_line(event.time, expansion)
 
 
 def lines_of_event(event: Event) -> tuple[Line, ...]:
     time, detail = event.time, event.detail
     match detail:
-        case Received(message):
+        case MessageAccepted(message):
             return (Line(message.received, "", "accepted", format_origin(message)),)
         case Routed(delivery, route, recipients, waits):
             to = f"{format_addresses(recipients)} -> {format_route(route)}"
@@ -166,7 +167,7 @@ def lines_of_event(event: Event) -> tuple[Line, ...]:
             return (Line(time, delivery_suffix(delivery), "waits", f"{to}; {format_wait(waits)}", LineStyle.WAITING),)
         case Resumed(delivery, number, route):
             return (Line(time, delivery_suffix(delivery), "resumed", f"for attempt {number} to {format_route(route)}"),)
-        case AttemptRecorded(delivery, number, outcomes, _started, duration, next_due):
+        case DeliveryAttempted(delivery, number, outcomes, _started, duration, next_due):
             suffix, attempt = delivery_suffix(delivery), f"attempt {number}, {format_age(duration)}"
             lines = [_outcome_line(time, suffix, outcome, attempt) for outcome in outcomes]
             if next_due is not None:

@@ -111,7 +111,7 @@ class Attempted(FrameStruct, frozen=True, tag="attempted"):
     headers: bytes = b""
 
 
-class Received(FrameStruct, frozen=True, tag="received"):
+class MessageAccepted(FrameStruct, frozen=True, tag="received"):
     """History: the message was accepted from `client` and read by the router."""
 
     message: Message
@@ -134,7 +134,7 @@ class Resumed(FrameStruct, frozen=True, tag="resumed"):
     route: Route
 
 
-class AttemptRecorded(FrameStruct, frozen=True, tag="attempt"):
+class DeliveryAttempted(FrameStruct, frozen=True, tag="attempt"):
     """History: an attempt ended. `next_due` is set when recipients are still open."""
 
     delivery_id: DeliveryId
@@ -168,7 +168,7 @@ class Closed(FrameStruct, frozen=True, tag="closed"):
     """History: no delivery of the message is open."""
 
 
-EventDetail = Received | Routed | Resumed | AttemptRecorded | FailedByRouter | Bounced | Discarded | Closed
+EventDetail = MessageAccepted | Routed | Resumed | DeliveryAttempted | FailedByRouter | Bounced | Discarded | Closed
 
 
 class Event(FrameStruct, frozen=True, tag="event"):

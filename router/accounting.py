@@ -15,22 +15,22 @@ from mail.outcome import Delivered, Failed
 from mail.record import (
     Accepted,
     Attempted,
-    AttemptRecorded,
     Bounced,
     Closed,
+    DeliveryAttempted,
     Discarded,
     Event,
     EventDetail,
     FailedByRouter,
+    MessageAccepted,
     QueueEntry,
-    Received,
     Record,
     Resumed,
     Routed,
     Settled,
 )
 from mail.route import Route, ToMailbox, ToMx, ToRelay, Unresolved
-from router.decide import Due, Fact
+from router.decide import Due, Trigger
 
 
 class BatchAccounting:
@@ -48,9 +48,11 @@ class BatchAccounting:
         self.times_in_queue: list[tuple[str, float]] = []  # result, seconds since received
         self._net_expansion = 0
 
-    def add_decision(self, fact: Fact, entry: QueueEntry | None, records: Sequence[Record], now: datetime) -> None:
+    def add_decision(
+        self, trigger: Trigger, entry: QueueEntry | None, records: Sequence[Record], now: datetime
+    ) -> None:
         """Count one decision. `entry`: the queue entry before it; `records`: its output."""
-        match fact:
+        match trigger:
             case Accepted():
                 if not records:
                     self.duplicates += 1
@@ -58,14 +60,14 @@ class BatchAccounting:
                 if not records or entry is None:
                     self.duplicates += 1
                     return
-                if fact.number == 1:
-                    self.first_attempt_delays.append(_seconds_since_received(entry, fact.started))
+                if trigger.number == 1:
+                    self.first_attempt_delays.append(_seconds_since_received(entry, trigger.started))
             case Due():
                 pass
             case _:
-                assert_never(fact)
+                assert_never(trigger)
         failed = self.ledger["failed"] + self.ledger["discarded"]
-        is_new = isinstance(fact, Accepted)
+        is_new = isinstance(trigger, Accepted)
         is_settled = False
         self._net_expansion = 0
         for record in records:
@@ -86,7 +88,7 @@ class BatchAccounting:
     def _add_event(self, detail: EventDetail, is_new: bool) -> None:
         ledger = self.ledger
         match detail:
-            case Received():
+            case MessageAccepted():
                 recipients = len(detail.message.envelope.recipients)
                 ledger["accepted"] += recipients
                 self.messages += 1
@@ -100,7 +102,7 @@ class BatchAccounting:
                 if is_new:
                     self._net_expansion += len(detail.outcomes)
                     self.routed["failed"] += len(detail.outcomes)
-            case AttemptRecorded():
+            case DeliveryAttempted():
                 for outcome in detail.outcomes:
                     if isinstance(outcome, Delivered):
                         ledger["delivered"] += 1

@@ -1,7 +1,7 @@
-"""Routing decisions as a pure function: `decide(queue, fact, context, now)` yields the records that follow from a fact.
+"""Routing decisions as a pure function: `decide(queue, trigger, context, now)` yields the records that follow.
 
 The caller applies each record to the queue before it takes the next, so a decision sees its own effects on the site
-limits. Duplicate and outdated facts yield nothing. Next: `delivery/worker.py` (through `Dispatched`).
+limits. Duplicate and outdated triggers yield nothing. Next: `delivery/worker.py` (through `Dispatched`).
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from mail.record import (
     Accepted,
     Active,
     Attempted,
-    AttemptRecorded,
     Bounced,
     Closed,
     Delivery,
+    DeliveryAttempted,
     Discarded,
     Dispatched,
     Event,
     FailedByRouter,
+    MessageAccepted,
     QueueEntry,
-    Received,
     Record,
     Resumed,
     Routed,
@@ -62,29 +62,29 @@ class Due:
     delivery_id: DeliveryId
 
 
-Fact = Accepted | Attempted | Due
+Trigger = Accepted | Attempted | Due  # of a decision
 
 
-def decide(queue: MailQueue, fact: Fact, context: RoutingContext, now: datetime) -> Iterator[Record]:
-    """Yield the records that follow from `fact`. Apply each to `queue` before taking the next."""
-    match fact:
+def decide(queue: MailQueue, trigger: Trigger, context: RoutingContext, now: datetime) -> Iterator[Record]:
+    """Yield the records that follow from `trigger`. Apply each to `queue` before taking the next."""
+    match trigger:
         case Accepted():
-            return _on_accepted(queue, fact, context, now)
+            return _on_accepted(queue, trigger, context, now)
         case Attempted():
-            return _on_attempted(queue, fact, context, now)
+            return _on_attempted(queue, trigger, context, now)
         case Due():
-            return _on_due(queue, fact, context, now)
+            return _on_due(queue, trigger, context, now)
         case _:
-            assert_never(fact)
+            assert_never(trigger)
 
 
-def _on_accepted(queue: MailQueue, fact: Accepted, context: RoutingContext, now: datetime) -> Iterator[Record]:
+def _on_accepted(queue: MailQueue, trigger: Accepted, context: RoutingContext, now: datetime) -> Iterator[Record]:
     """A new message: expand aliases, group the recipients by next hop, dispatch each group or let it wait."""
-    message, policy = fact.message, context.policy
+    message, policy = trigger.message, context.policy
     queue_id = message.queue_id
     if queue.open_deliveries(queue_id):
         return  # duplicate append
-    yield Event(queue_id, now, Received(message))
+    yield Event(queue_id, now, MessageAccepted(message))
     expansion = expand(message.envelope.recipients, context.snapshot, policy.alias_depth)
     failures = [FailedRecipient(refusal.recipient, refusal.reply) for refusal in expansion.refused]
     groups: dict[Route, list[Recipient]] = {}
@@ -102,9 +102,9 @@ def _on_accepted(queue: MailQueue, fact: Accepted, context: RoutingContext, now:
             number += 1
             part = tuple(recipients[start : start + group_size])
             delivery = Delivery(delivery_id(queue_id, number), with_recipients(message, part), route)
-            yield from _enqueue(queue, delivery, fact.content, context, now)
+            yield from _enqueue(queue, delivery, trigger.content, context, now)
     if failures:
-        headers = _original_headers(fact.content, queue_id, context)
+        headers = _original_headers(trigger.content, queue_id, context)
         yield from _failure_events(queue_id, failures, now)
         yield from _bounce(message, failures, headers, f"{queue_id}/accepted", context, now)
     if number == 0:
@@ -149,17 +149,17 @@ def _waiting_state(queue: MailQueue, delivery: Delivery, context: RoutingContext
     return None
 
 
-def _on_attempted(queue: MailQueue, fact: Attempted, context: RoutingContext, now: datetime) -> Iterator[Record]:
+def _on_attempted(queue: MailQueue, trigger: Attempted, context: RoutingContext, now: datetime) -> Iterator[Record]:
     """An attempt ended: settle delivered recipients, bounce failed ones, schedule a retry for deferred ones."""
-    entry = queue.entry(fact.delivery_id)
-    if entry is None or not isinstance(entry.state, Active) or fact.number != entry.attempts + 1:
+    entry = queue.entry(trigger.delivery_id)
+    if entry is None or not isinstance(entry.state, Active) or trigger.number != entry.attempts + 1:
         return  # duplicate report, or the delivery is settled already
     delivery, policy = entry.delivery, context.policy
     message = delivery.message
-    content = fact.content or entry.content
+    content = trigger.content or entry.content
     failures: list[FailedRecipient] = []
     still_deferred: list[tuple[Recipient, Deferred]] = []
-    outcomes = _outcome_per_recipient(message.envelope.recipients, fact.outcomes)
+    outcomes = _outcome_per_recipient(message.envelope.recipients, trigger.outcomes)
     for recipient, outcome in zip(message.envelope.recipients, outcomes, strict=True):
         match outcome:
             case Delivered():
@@ -181,12 +181,12 @@ def _on_attempted(queue: MailQueue, fact: Attempted, context: RoutingContext, no
     due = None
     if still_deferred and not failed_by_router:
         last = still_deferred[-1][1]
-        due = next_attempt_time(policy.retry, policy.lifetime, fact.number, delivery.id, message.received, now)
+        due = next_attempt_time(policy.retry, policy.lifetime, trigger.number, delivery.id, message.received, now)
         yield QueueEntry(
             replace(delivery, message=with_recipients(message, tuple(recipient for recipient, _ in still_deferred))),
             Waiting(due, WaitCause.DEFERRED, str(last.reply)),
             content,
-            fact.number,
+            trigger.number,
             last.reply,
             last.remote,
         )
@@ -195,20 +195,20 @@ def _on_attempted(queue: MailQueue, fact: Attempted, context: RoutingContext, no
     yield Event(
         message.queue_id,
         now,
-        AttemptRecorded(delivery.id, fact.number, tuple(outcomes), fact.started, fact.duration, due),
+        DeliveryAttempted(delivery.id, trigger.number, tuple(outcomes), trigger.started, trigger.duration, due),
     )
     if failed_by_router:
         yield from _failure_events(message.queue_id, failed_by_router, now)
     if failures or failed_by_router:
-        seed = f"{delivery.id}/{fact.number}"
-        yield from _bounce(message, failures + failed_by_router, fact.headers, seed, context, now)
+        seed = f"{delivery.id}/{trigger.number}"
+        yield from _bounce(message, failures + failed_by_router, trigger.headers, seed, context, now)
     if due is None:
         yield from _close_if_done(queue, message.queue_id, now)
 
 
-def _on_due(queue: MailQueue, fact: Due, context: RoutingContext, now: datetime) -> Iterator[Record]:
+def _on_due(queue: MailQueue, trigger: Due, context: RoutingContext, now: datetime) -> Iterator[Record]:
     """A waiting delivery is due: route it again and dispatch it."""
-    entry = queue.entry(fact.delivery_id)
+    entry = queue.entry(trigger.delivery_id)
     if entry is None or not isinstance(entry.state, Waiting) or entry.state.cause is WaitCause.HELD:
         return  # the due time is not compared again: if the clock was set back, the delivery would lose its turn
     message, content = entry.delivery.message, entry.content
@@ -273,24 +273,24 @@ def reroute_mx_domains(delivery: Delivery, context: RoutingContext) -> set[str]:
 
 
 def content_to_quote(
-    queue: MailQueue, fact: Fact, context: RoutingContext, now: datetime
+    queue: MailQueue, trigger: Trigger, context: RoutingContext, now: datetime
 ) -> tuple[QueueId, Spooled] | None:
-    """The spooled content whose headers a DSN would quote if `fact` leads to one, or None."""
-    match fact:
+    """The spooled content whose headers a DSN would quote if `trigger` leads to one, or None."""
+    match trigger:
         case Accepted():
-            if not isinstance(fact.content, Spooled):
+            if not isinstance(trigger.content, Spooled):
                 return None
-            expansion = expand(fact.message.envelope.recipients, context.snapshot, context.policy.alias_depth)
+            expansion = expand(trigger.message.envelope.recipients, context.snapshot, context.policy.alias_depth)
             hops = (
                 _fail_if_expired(
-                    next_hop(final.recipient.address, final.destination, context), fact.message, context, now
+                    next_hop(final.recipient.address, final.destination, context), trigger.message, context, now
                 )
                 for final in expansion.final_recipients
             )
             if expansion.refused or any(isinstance(hop, Reply) for hop in hops):
-                return fact.message.queue_id, fact.content
+                return trigger.message.queue_id, trigger.content
         case Due():
-            entry = queue.entry(fact.delivery_id)
+            entry = queue.entry(trigger.delivery_id)
             if entry is not None and isinstance(entry.content, Spooled):
                 message = entry.delivery.message
                 if isinstance(_fail_if_expired(reroute(entry.delivery, context), message, context, now), Reply):
@@ -298,7 +298,7 @@ def content_to_quote(
         case Attempted():
             pass  # the record includes the headers
         case _:
-            assert_never(fact)
+            assert_never(trigger)
     return None
 
 

@@ -92,13 +92,13 @@ class BatchResolver:
 
 
 def domains_to_resolve(accepted: Sequence[Accepted], due: Sequence[QueueEntry], context: RoutingContext) -> set[str]:
-    """The domains whose MX records the decisions on these facts need. Pure."""
+    """The domains whose MX records the decisions on these triggers need. Pure."""
     domains: set[str] = set()
     if context.policy.relay is not None:
         return domains  # the relay accepts all mail that is not local
-    for fact in accepted:
+    for record in accepted:
         for final in expand(
-            fact.message.envelope.recipients, context.snapshot, context.policy.alias_depth
+            record.message.envelope.recipients, context.snapshot, context.policy.alias_depth
         ).final_recipients:
             if (domain := mx_domain(final.recipient.address, final.destination, context)) is not None:
                 domains.add(domain)

@@ -19,7 +19,7 @@ RESOLVE_DELAY_MAX = timedelta(minutes=15)
 
 
 def hashed_fraction(seed: str) -> float:
-    """A number in [0, 1) derived from `seed`: equal for repeated decisions on the same fact."""
+    """A number in [0, 1) derived from `seed`: equal for repeated decisions on the same trigger."""
     return int.from_bytes(blake2b(seed.encode(), digest_size=6).digest()) / (1 << 48)
 
 

@@ -50,7 +50,7 @@ NO_DNS_ANSWERS = DnsAnswers()
 
 @dataclass(frozen=True, slots=True)
 class RoutingContext:
-    """The facts of one batch. `headers`: the first bytes of spooled messages that a DSN may quote."""
+    """Context of the decisions of one batch. `headers`: the first bytes of spooled messages that a DSN may quote."""
 
     policy: RoutingPolicy
     snapshot: Snapshot

@@ -1,4 +1,4 @@
-"""The loop of one router shard: read inputs, look up facts, decide, commit.
+"""The loop of one router shard: read inputs, look up DNS answers and headers, decide, commit.
 
 Outputs and input offsets are committed atomically; after an unconfirmed commit the queue in memory is discarded and the
 shard is rewound and replayed. A message or delivery for which the decision raises an exception is quarantined
@@ -24,8 +24,8 @@ from mail.outcome import Failed
 from mail.record import (
     Accepted,
     Attempted,
-    AttemptRecorded,
     Bounced,
+    DeliveryAttempted,
     Discarded,
     Event,
     FailedByRouter,
@@ -39,7 +39,7 @@ from mail.spool import Spool, SpoolUnavailable
 from router.accounting import BatchAccounting
 from router.batch_budget import BatchBudget
 from router.content_placement import ContentPlacement
-from router.decide import Due, Fact, content_to_quote, decide
+from router.decide import Due, Trigger, content_to_quote, decide
 from router.dedup import RecentQueueIds
 from router.mail_queue import QUARANTINE_REASON, MailQueue
 from router.metrics import Metrics
@@ -110,7 +110,7 @@ async def process_shard(shard: RouterShard, router: RouterResources, stop: async
         except LogUnusable:
             raise
         except Exception:
-            logger.exception("batch failed: deciding its facts one by one", shard=shard.number)
+            logger.exception("batch failed: its records and due deliveries are decided one by one", shard=shard.number)
             one_by_one = True
         must_rewind = True  # the queue in memory may contain uncommitted records
         if await stopped_within(stop, backoff):
@@ -160,8 +160,8 @@ async def _read_inputs(state: ShardState, wait: timedelta) -> list[Entry[Accepte
 
 
 async def _route_one_by_one(state: ShardState) -> None:
-    """After a bug: decide and commit each fact separately, and quarantine the messages and deliveries of those that
-    raise. Handles at least as many facts as the failed batch contained.
+    """After a bug: decide and commit each trigger separately, and quarantine the messages and deliveries of those that
+    raise. Handles at least as many triggers as the failed batch contained.
     """
     shard, router = state.shard, state.router
     queue = await _replay(state)
@@ -175,13 +175,13 @@ async def _route_one_by_one(state: ShardState) -> None:
         except (ShardLost, LogUnavailable, LogUnusable, SpoolUnavailable):
             raise
         except Exception as bug:
-            facts = [*(entry.record for entry in inputs), *map(Due, due_ids)]
-            for fact in facts:
-                logger.exception("quarantined", shard=shard.number, **_ids_of(fact))
+            triggers = [*(entry.record for entry in inputs), *map(Due, due_ids)]
+            for trigger in triggers:
+                logger.exception("quarantined", shard=shard.number, **_ids_of(trigger))
             queue = await _replay(state)
             batch = _Batch(queue, router.now())
-            for fact in facts:
-                batch.quarantine(fact, f"{QUARANTINE_REASON} ({type(bug).__name__}); see its log", router.policy)
+            for trigger in triggers:
+                batch.quarantine(trigger, f"{QUARANTINE_REASON} ({type(bug).__name__}); see its log", router.policy)
             await _commit(state, batch, inputs, perf_counter())
 
 
@@ -208,11 +208,11 @@ async def _decide_and_commit(
         await batch.decide(report, context)
     due = [Due(delivery_id) for delivery_id in queue.due(now, router.policy.limits, due_max)] if due_max else []
     if due_ids is not None:
-        due_ids += [fact.delivery_id for fact in due]
+        due_ids += [trigger.delivery_id for trigger in due]
     context = await _look_up(queue, accepted, due, context, router, now)
-    facts: list[Fact] = [*due, *accepted]
-    for fact in facts:
-        await batch.decide(fact, context)
+    triggers: list[Trigger] = [*due, *accepted]
+    for trigger in triggers:
+        await batch.decide(trigger, context)
     if batch.outputs or inputs:
         await _commit(state, batch, inputs, started)
     else:
@@ -245,13 +245,15 @@ async def _look_up(
     router: RouterResources,
     now: datetime,
 ) -> RoutingContext:
-    """`context` with the DNS answers and headers that the decisions on these facts need."""
-    entries = [entry for fact in due if (entry := queue.entry(fact.delivery_id)) is not None]
+    """`context` with the DNS answers and headers that the decisions on these triggers need."""
+    entries = [entry for trigger in due if (entry := queue.entry(trigger.delivery_id)) is not None]
     domains = domains_to_resolve(accepted, entries, context)
     if domains:
         context = replace(context, answers=await router.batch_resolver.resolve(domains))
-    facts: list[Fact] = [*due, *(fact for fact in accepted if isinstance(fact.content, Spooled))]
-    quoted = dict(source for fact in facts if (source := content_to_quote(queue, fact, context, now)) is not None)
+    triggers: list[Trigger] = [*due, *(trigger for trigger in accepted if isinstance(trigger.content, Spooled))]
+    quoted = dict(
+        source for trigger in triggers if (source := content_to_quote(queue, trigger, context, now)) is not None
+    )
     if quoted:
         context = replace(context, headers=await read_headers(router.spool, quoted))
     return context
@@ -266,26 +268,26 @@ class _Batch:
         self.outputs: list[Record] = []
         self.accounting = BatchAccounting()
 
-    async def decide(self, fact: Fact, context: RoutingContext) -> None:
+    async def decide(self, trigger: Trigger, context: RoutingContext) -> None:
         queue = self.queue
-        entry = None if isinstance(fact, Accepted) else queue.entry(fact.delivery_id)
+        entry = None if isinstance(trigger, Accepted) else queue.entry(trigger.delivery_id)
         first = len(self.outputs)
-        for record in decide(queue, fact, context, self._now):
+        for record in decide(queue, trigger, context, self._now):
             queue.apply(record)
             self.outputs.append(record)
             if len(self.outputs) % YIELD_INTERVAL == 0:
                 await asyncio.sleep(0)
-        self.accounting.add_decision(fact, entry, self.outputs[first:], self._now)
+        self.accounting.add_decision(trigger, entry, self.outputs[first:], self._now)
 
-    def quarantine(self, fact: Fact, reason: str, policy: RoutingPolicy) -> None:
-        """Quarantine the message or delivery of a fact for which `decide` raised."""
-        entry = None if isinstance(fact, Accepted) else self.queue.entry(fact.delivery_id)
+    def quarantine(self, trigger: Trigger, reason: str, policy: RoutingPolicy) -> None:
+        """Quarantine the message or delivery of a trigger for which `decide` raised."""
+        entry = None if isinstance(trigger, Accepted) else self.queue.entry(trigger.delivery_id)
         first = len(self.outputs)
-        for record in quarantine(self.queue, fact, reason, policy, self._now):
+        for record in quarantine(self.queue, trigger, reason, policy, self._now):
             self.queue.apply(record)
             self.outputs.append(record)
         with suppress(Exception):  # the bug may be in the accounting
-            self.accounting.add_decision(fact, entry, self.outputs[first:], self._now)
+            self.accounting.add_decision(trigger, entry, self.outputs[first:], self._now)
 
 
 def _without_duplicates(
@@ -293,20 +295,20 @@ def _without_duplicates(
 ) -> list[Accepted]:
     """`accepted` without duplicate appends, in this batch or recently committed."""
     first: dict[QueueId, Accepted] = {}
-    for fact in accepted:
-        queue_id = fact.message.queue_id
+    for record in accepted:
+        queue_id = record.message.queue_id
         if queue_id in recent or queue_id in first:
             accounting.duplicates += 1
         else:
-            first[queue_id] = fact
+            first[queue_id] = record
     return list(first.values())
 
 
-def _ids_of(fact: Fact) -> dict[str, str]:
-    """The fields of a log line that identify the message or delivery of a fact."""
-    if isinstance(fact, Accepted):
-        return {"queue_id": fact.message.queue_id}
-    return {"queue_id": queue_id_of(fact.delivery_id), "delivery_id": fact.delivery_id}
+def _ids_of(trigger: Trigger) -> dict[str, str]:
+    """The fields of a log line that identify the message or delivery of a trigger."""
+    if isinstance(trigger, Accepted):
+        return {"queue_id": trigger.message.queue_id}
+    return {"queue_id": queue_id_of(trigger.delivery_id), "delivery_id": trigger.delivery_id}
 
 
 async def _log_events(outputs: Sequence[Record]) -> None:
@@ -327,7 +329,7 @@ async def _log_events(outputs: Sequence[Record]) -> None:
                 recipients=len(detail.recipients),
                 **({} if detail.waiting is None else {"state": state_name(detail.waiting)}),
             )
-        elif isinstance(detail, AttemptRecorded | FailedByRouter):
+        elif isinstance(detail, DeliveryAttempted | FailedByRouter):
             replies = (outcome.reply for outcome in reversed(detail.outcomes) if isinstance(outcome, Failed))
             failure = next(replies, failure)
         elif isinstance(detail, Bounced | Discarded):

@@ -25,13 +25,13 @@ from mail.record import (
     Accepted,
     Active,
     Attempted,
-    AttemptRecorded,
     Closed,
     Delivery,
+    DeliveryAttempted,
     Dispatched,
     Event,
+    MessageAccepted,
     QueueEntry,
-    Received,
     Record,
     Routed,
     Settled,
@@ -66,12 +66,12 @@ async def route(shard: RouterShard, closed: asyncio.Semaphore) -> None:
                     outputs += (
                         QueueEntry(delivery, Active(now), None),
                         Dispatched(delivery, 1, record.content),
-                        Event(queue_id, now, Received(record.message)),
+                        Event(queue_id, now, MessageAccepted(record.message)),
                         Event(queue_id, now, Routed(delivery.id, ROUTE, (ALICE,), None)),
                     )
                 else:
                     queue_id = record.delivery_id[:26]
-                    attempt = AttemptRecorded(
+                    attempt = DeliveryAttempted(
                         record.delivery_id, 1, record.outcomes, record.started, record.duration, None
                     )
                     outputs += (

@@ -6,7 +6,7 @@ import asyncio
 import re
 
 from mail.outcome import Delivered
-from mail.record import AttemptRecorded, Closed, Received, Routed
+from mail.record import Closed, DeliveryAttempted, MessageAccepted, Routed
 from mail.route import ToMailbox
 from tests.support.servers.in_memory import InMemoryMailServer, queue_id_in
 
@@ -34,11 +34,11 @@ async def test_message_sent_over_raw_tcp_is_fetched_byte_for_byte() -> None:
         queue_id = queue_id_in(replies.splitlines()[-2])
         received, routed, attempt, closed = await mail_server.wait_closed(queue_id)
 
-        assert isinstance(received, Received)
+        assert isinstance(received, MessageAccepted)
         assert str(received.message.envelope.reverse_path) == "bob@example.test"
         assert isinstance(routed, Routed)
         assert routed.route == ToMailbox("alice@example.test")
-        assert isinstance(attempt, AttemptRecorded)
+        assert isinstance(attempt, DeliveryAttempted)
         assert [type(outcome) for outcome in attempt.outcomes] == [Delivered]
         assert isinstance(closed, Closed)
         assert await mail_server.queue() == []

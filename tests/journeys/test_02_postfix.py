@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from mail.outcome import Delivered
-from mail.record import AttemptRecorded
+from mail.record import DeliveryAttempted
 from tests.support.servers.in_memory import InMemoryMailServer
 from tests.support.servers.ports import free_port, wait_until
 from tests.support.servers.postfix import Postfix
@@ -42,7 +42,7 @@ async def test_message_to_postfix_and_back_is_delivered() -> None:
             content = HEAD + BODY
             queue_id = await mail_server.send(content, to=["someone@away.test"])
             await mail_server.wait_closed(queue_id)
-            (attempt,) = await mail_server.details(queue_id, AttemptRecorded)
+            (attempt,) = await mail_server.details(queue_id, DeliveryAttempted)
             (outcome,) = attempt.outcomes
             assert isinstance(outcome, Delivered)
             assert outcome.remote is not None

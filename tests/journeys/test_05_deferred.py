@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mail.message import Spooled
 from mail.outcome import Deferred, Delivered
-from mail.record import AttemptRecorded, Resumed, WaitCause, Waiting
+from mail.record import DeliveryAttempted, Resumed, WaitCause, Waiting
 from tests.support.servers.in_memory import InMemoryMailServer
 from tests.support.servers.ports import wait_until
 from tests.support.servers.scripted_remote import ScriptedRemote
@@ -20,7 +20,7 @@ async def test_deferred_message_is_delivered_by_a_retry() -> None:
     ):
         queue_id = await mail_server.send(CONTENT, to=["friend@elsewhere.test"])
         details = await mail_server.wait_closed(queue_id)
-        attempts = [what for what in details if isinstance(what, AttemptRecorded)]
+        attempts = [what for what in details if isinstance(what, DeliveryAttempted)]
         assert [attempt.number for attempt in attempts] == [1, 2, 3]
         assert [type(attempt.outcomes[0]) for attempt in attempts] == [Deferred, Deferred, Delivered]
         assert attempts[0].outcomes[0].reply.text == "greylisted"
@@ -65,10 +65,10 @@ async def test_refused_connection_defers() -> None:
         queue_id = await mail_server.send(CONTENT, to=["friend@elsewhere.test"])
 
         async def has_attempt() -> bool:
-            return bool(await mail_server.details(queue_id, AttemptRecorded))
+            return bool(await mail_server.details(queue_id, DeliveryAttempted))
 
         await wait_until(has_attempt, what="an attempt")
-        (outcome,) = (await mail_server.details(queue_id, AttemptRecorded))[0].outcomes
+        (outcome,) = (await mail_server.details(queue_id, DeliveryAttempted))[0].outcomes
         assert isinstance(outcome, Deferred)  # unknown means temporary
         async with ScriptedRemote(port=port) as remote:
             await mail_server.wait_closed(queue_id)

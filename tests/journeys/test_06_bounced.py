@@ -7,7 +7,7 @@ import email.policy
 from email.message import EmailMessage
 
 from mail.outcome import Failed
-from mail.record import AttemptRecorded, Bounced
+from mail.record import Bounced, DeliveryAttempted
 from tests.support.servers.in_memory import InMemoryMailServer
 from tests.support.servers.scripted_remote import ScriptedRemote
 
@@ -41,7 +41,7 @@ async def test_message_refused_by_the_next_hop_bounces() -> None:
     ):
         queue_id = await mail_server.send(CONTENT, to=["gone@elsewhere.test"])
         report_id = await mail_server.wait_bounce(queue_id)
-        (attempt,) = await mail_server.details(queue_id, AttemptRecorded)
+        (attempt,) = await mail_server.details(queue_id, DeliveryAttempted)
         assert [type(outcome) for outcome in attempt.outcomes] == [Failed]
         (bounced,) = await mail_server.details(queue_id, Bounced)
         assert [str(name) for name in bounced.recipients] == ["gone@elsewhere.test"]
@@ -81,7 +81,7 @@ async def test_message_bounces_after_its_lifetime() -> None:
     ):
         queue_id = await mail_server.send(CONTENT, to=["gone@elsewhere.test"])
         await mail_server.wait_bounce(queue_id)
-        assert len(await mail_server.details(queue_id, AttemptRecorded)) >= 2
+        assert len(await mail_server.details(queue_id, DeliveryAttempted)) >= 2
         (stored,) = await mail_server.mailbox("bob")
         _about, (recipient,) = fields_of(parse(stored))
         assert recipient["Action"] == "failed"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mail.record import Received
+from mail.record import MessageAccepted
 from tests.support.servers.in_memory import InMemoryMailServer
 from tests.support.servers.scripted_remote import ScriptedRemote
 
@@ -29,7 +29,7 @@ async def test_large_message_to_a_mailbox_and_a_remote_arrives_unchanged(size_by
     ):
         queue_id = await mail_server.send(content, to=["alice@example.test", "friend@elsewhere.test"])
         await mail_server.wait_closed(queue_id)
-        (received,) = await mail_server.details(queue_id, Received)
+        (received,) = await mail_server.details(queue_id, MessageAccepted)
         assert received.message.size_bytes > len(content)  # includes our Received header
         spooled = sum(path.stat().st_size for path in (tmp_path / "spool").rglob("*") if path.is_file())
         assert spooled >= len(content)

@@ -5,7 +5,7 @@ failed one.
 from __future__ import annotations
 
 from mail.outcome import Deferred, Delivered, Failed
-from mail.record import AttemptRecorded
+from mail.record import DeliveryAttempted
 from tests.support.servers.in_memory import InMemoryMailServer
 from tests.support.servers.scripted_remote import ScriptedRemote
 
@@ -25,7 +25,7 @@ async def test_each_recipient_has_its_own_outcome() -> None:
         )
         await mail_server.wait_bounce(queue_id)
         ends = {}
-        for attempt in await mail_server.details(queue_id, AttemptRecorded):
+        for attempt in await mail_server.details(queue_id, DeliveryAttempted):
             for outcome in attempt.outcomes:
                 ends.setdefault(str(outcome.recipient), []).append(type(outcome))
         assert ends == {

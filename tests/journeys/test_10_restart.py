@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mail.log.embedded import EmbeddedLog
-from mail.record import AttemptRecorded, Waiting
+from mail.record import DeliveryAttempted, Waiting
 from mail.settings import LogSettings
 from mailstore.memory import MemoryMailboxes
 from tests.support.servers.in_memory import InMemoryMailServer
@@ -47,7 +47,7 @@ async def test_queued_mail_survives_a_restart(tmp_path: Path) -> None:
         assert {line.delivery.id for line in await second.queue()} <= set(before)
         for queue_id in queue_ids:
             await second.wait_closed(queue_id)
-            attempts = [attempt.number for attempt in await second.details(queue_id, AttemptRecorded)]
+            attempts = [attempt.number for attempt in await second.details(queue_id, DeliveryAttempted)]
             assert attempts == list(range(1, len(attempts) + 1))  # the attempt count continues after the restart
             assert len(attempts) >= 2
         assert sorted(message.rcpts[0] for message in remote.messages) == [

@@ -26,12 +26,12 @@ from mail.record import (
     Accepted,
     Active,
     Attempted,
-    AttemptRecorded,
     Delivery,
+    DeliveryAttempted,
     Dispatched,
     Event,
+    MessageAccepted,
     QueueEntry,
-    Received,
     Record,
     Routed,
     Settled,
@@ -117,13 +117,13 @@ def _records(kind: str, message: Message, data: bytes, stored: Spooled) -> tuple
     delivery = Delivery(delivery_id(message.queue_id, 1), message, ToMailbox("alice@example.test"))
     alice = message.envelope.recipients[0].address
     history = [
-        Event(message.queue_id, now, Received(message)),
+        Event(message.queue_id, now, MessageAccepted(message)),
         Event(message.queue_id, now, Routed(delivery.id, delivery.route, (alice,), None)),
     ]
     attempt = Event(
         message.queue_id,
         now,
-        AttemptRecorded(delivery.id, 1, (Deferred(alice, LATER),), now, timedelta(seconds=1), now),
+        DeliveryAttempted(delivery.id, 1, (Deferred(alice, LATER),), now, timedelta(seconds=1), now),
     )
     soon = now + timedelta(seconds=1)
     done = Attempted(delivery.id, 1, (Delivered(alice, OK, "h"),), now, timedelta(0))

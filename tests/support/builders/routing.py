@@ -22,7 +22,7 @@ from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import Accepted, Attempted, Dispatched, Event, EventDetail, QueueEntry, Record, Settled
 from mail.reply import Reply
 from router.accounting import BatchAccounting, LedgerBalance
-from router.decide import Due, Fact, decide
+from router.decide import Due, Trigger, decide
 from router.mail_queue import QUARANTINE_REASON, MailQueue
 from router.quarantine import quarantine
 from router.routing_context import DnsAnswers, RoutingContext, RoutingPolicy
@@ -109,24 +109,26 @@ class RouterSimulator:
     balance: LedgerBalance = field(default_factory=lambda: LedgerBalance(0))  # since the last replay
     spooled: int = 0
 
-    def decide(self, fact: Fact) -> list[Record]:
-        """Decide on one fact and commit; returns the records."""
+    def decide(self, trigger: Trigger) -> list[Record]:
+        """Decide on one trigger and commit; returns the records."""
         return self._commit(
-            fact, decide(self.queue, fact, RoutingContext(self.policy, self.snapshot, self.answers), self.now)
+            trigger, decide(self.queue, trigger, RoutingContext(self.policy, self.snapshot, self.answers), self.now)
         )
 
-    def quarantine(self, fact: Fact) -> list[Record]:
-        """Quarantine one fact, as after a bug in its decision."""
-        return self._commit(fact, quarantine(self.queue, fact, f"{QUARANTINE_REASON} (test)", self.policy, self.now))
+    def quarantine(self, trigger: Trigger) -> list[Record]:
+        """Quarantine one trigger, as after a bug in its decision."""
+        return self._commit(
+            trigger, quarantine(self.queue, trigger, f"{QUARANTINE_REASON} (test)", self.policy, self.now)
+        )
 
-    def _commit(self, fact: Fact, records: Iterator[Record]) -> list[Record]:
-        entry = None if isinstance(fact, Accepted) else self.queue.entry(fact.delivery_id)
+    def _commit(self, trigger: Trigger, records: Iterator[Record]) -> list[Record]:
+        entry = None if isinstance(trigger, Accepted) else self.queue.entry(trigger.delivery_id)
         out: list[Record] = []
         for record in records:
             self.queue.apply(record)
             out.append(record)
         accounting = BatchAccounting()
-        accounting.add_decision(fact, entry, out, self.now)
+        accounting.add_decision(trigger, entry, out, self.now)
         self.ledger.update(accounting.ledger)
         self.balance.add(accounting)
         for index, record in enumerate(out):

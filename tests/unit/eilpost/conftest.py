@@ -13,7 +13,7 @@ import structlog
 
 from eilpost import cli
 from mail.log.embedded import EmbeddedLog
-from mail.record import QueueEntry, Received, WaitCause, Waiting
+from mail.record import MessageAccepted, QueueEntry, WaitCause, Waiting
 from mail.settings import LogSettings
 from tests.support.builders import records as samples
 from tests.support.clients.commands import Run
@@ -57,7 +57,7 @@ def log(home: Path) -> Path:
         await log.append(
             QueueEntry(samples.delivery(1), Waiting(due, WaitCause.DEFERRED, ""), samples.SPOOLED, 1, samples.LATER)
         )
-        await log.append(samples.event(1, Received(samples.message(1))))
+        await log.append(samples.event(1, MessageAccepted(samples.message(1))))
         await log.close()
 
     path.parent.mkdir()

@@ -22,15 +22,15 @@ from mail.outcome import Deferred, Delivered, Failed
 from mail.record import (
     Accepted,
     Active,
-    AttemptRecorded,
     Bounced,
     Closed,
+    DeliveryAttempted,
     Discarded,
     Event,
     EventDetail,
     FailedByRouter,
+    MessageAccepted,
     QueueEntry,
-    Received,
     Resumed,
     Routed,
     WaitCause,
@@ -48,11 +48,11 @@ BOUNCE = samples.queue_id(2)
 RETRY = Waiting(NOON + timedelta(minutes=1), WaitCause.DEFERRED, str(LATER))
 
 HISTORY: tuple[EventDetail, ...] = (
-    Received(samples.message(1)),
+    MessageAccepted(samples.message(1)),
     Routed(FIRST, RELAY, (ALICE,), None),
-    AttemptRecorded(FIRST, 1, (Deferred(ALICE, LATER, HOST),), NOON, SECOND, NOON + timedelta(minutes=1)),
+    DeliveryAttempted(FIRST, 1, (Deferred(ALICE, LATER, HOST),), NOON, SECOND, NOON + timedelta(minutes=1)),
     Resumed(FIRST, 2, RELAY),
-    AttemptRecorded(FIRST, 2, (Failed(ALICE, NEVER, HOST),), NOON, SECOND, None),
+    DeliveryAttempted(FIRST, 2, (Failed(ALICE, NEVER, HOST),), NOON, SECOND, None),
     Bounced((ALICE,), BOUNCE),
     Closed(),
 )
@@ -95,7 +95,7 @@ def _expanded(named: str, mailboxes: str, refused: str = "", later: str = "") ->
     message = samples.message(1)
     recipients = tuple(Recipient(address(name)) for name in named.split())
     message = replace(message, envelope=replace(message.envelope, recipients=recipients))
-    first: list[EventDetail] = [Received(message)]
+    first: list[EventDetail] = [MessageAccepted(message)]
     first += [
         Routed(DeliveryId(f"{ID}-1"), ToMailbox(f"{name}@example.test"), (address(name),), None)
         for name in mailboxes.split()
@@ -170,7 +170,7 @@ def test_unknown_message_has_no_timeline() -> None:
         (Routed(FIRST, ToMx("example.org", ((1, "a.test"), (2, "b.test"))), (ALICE,), None), "(a.test, b.test)"),
         (FailedByRouter((Failed(ALICE, NEVER),)), "(by the router): "),
         (Discarded((ALICE,)), "because the sender is <>"),
-        (AttemptRecorded(FIRST, 1, (Delivered(ALICE, OK),), NOON, SECOND, None), "250 2.0.0 Ok: queued as 4F1C"),
+        (DeliveryAttempted(FIRST, 1, (Delivered(ALICE, OK),), NOON, SECOND, None), "250 2.0.0 Ok: queued as 4F1C"),
     ],
 )
 def test_each_event_has_a_text(what: EventDetail, says: str) -> None:
@@ -180,7 +180,9 @@ def test_each_event_has_a_text(what: EventDetail, says: str) -> None:
 def test_reply_cannot_send_control_codes_to_the_terminal() -> None:
     rude = Reply(550, "5.0.0", "\x1b[2Jgone\r\nX")
     text = _written(
-        HISTORY[0], AttemptRecorded(FIRST, 1, (Failed(ALICE, rude, "evil\x1b]0;x\x07"),), NOON, SECOND, None), Closed()
+        HISTORY[0],
+        DeliveryAttempted(FIRST, 1, (Failed(ALICE, rude, "evil\x1b]0;x\x07"),), NOON, SECOND, None),
+        Closed(),
     )
     assert all(character.isprintable() or character == "\n" for character in text)
 
@@ -208,6 +210,11 @@ def test_json_has_no_control_codes_and_the_same_content() -> None:
     assert json.loads(output) == rude
     assert all(character.isprintable() or character == "\n" for character in output)
     assert "ü 漢 \U0001f600" in output
+
+
+def test_json_has_the_state_of_a_waiting_delivery() -> None:
+    routed = json_output.event_json(Event(ID, NOON, Routed(FIRST, RELAY, (ALICE,), RETRY)), None)
+    assert routed["waits"] == {"state": "deferred", "due": RETRY.due.isoformat(), "reason": RETRY.reason}
 
 
 def test_json_is_complete() -> None:

@@ -76,10 +76,10 @@ def _empty(setup: RouterSetup):  # type: ignore[no-untyped-def]
 def test_active_line_has_no_inline_content() -> None:
     """The content is stored in Dispatched only, as for a new message."""
     simulator = RouterSimulator(policy=policy(relay=SMART), snapshot=snapshot())
-    fact = accepted("u@far.test")
+    record = accepted("u@far.test")
     context = RoutingContext(simulator.policy, simulator.snapshot)
-    (entry,) = of_kind(QueueEntry, list(decide(simulator.queue, fact, context, START)))
-    waiting_entry = QueueEntry(entry.delivery, Waiting(START, WaitCause.THROTTLED, "full"), fact.content)
+    (entry,) = of_kind(QueueEntry, list(decide(simulator.queue, record, context, START)))
+    waiting_entry = QueueEntry(entry.delivery, Waiting(START, WaitCause.THROTTLED, "full"), record.content)
     simulator.queue.apply(waiting_entry)
     assert simulator.queue.inline_bytes == len(CONTENT)
     out = simulator.route_due()
@@ -93,11 +93,12 @@ async def test_failed_spool_is_not_called_during_back_off() -> None:
     placement = ContentPlacement(spool)
     simulator = RouterSimulator(policy=policy(relay=SMART), snapshot=snapshot())
     for _ in range(3):
-        fact = accepted("u@far.test")
+        record = accepted("u@far.test")
         (entry,) = of_kind(
-            QueueEntry, list(decide(simulator.queue, fact, RoutingContext(simulator.policy, simulator.snapshot), START))
+            QueueEntry,
+            list(decide(simulator.queue, record, RoutingContext(simulator.policy, simulator.snapshot), START)),
         )
-        waiting_entry = QueueEntry(entry.delivery, Waiting(START, WaitCause.THROTTLED, "full"), fact.content)
+        waiting_entry = QueueEntry(entry.delivery, Waiting(START, WaitCause.THROTTLED, "full"), record.content)
         queue.apply(waiting_entry)
         outputs = [waiting_entry]
         await placement.offload(outputs, queue)  # type: ignore[arg-type]

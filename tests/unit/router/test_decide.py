@@ -1,4 +1,4 @@
-"""Tests of `decide`: the records that follow from each fact."""
+"""Tests of `decide`: the records that follow from each trigger."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from mail.record import (
     Accepted,
     Active,
     Attempted,
-    AttemptRecorded,
     Bounced,
     Closed,
+    DeliveryAttempted,
     Discarded,
     Dispatched,
     Event,
     FailedByRouter,
+    MessageAccepted,
     QueueEntry,
-    Received,
     Resumed,
     Routed,
     Settled,
@@ -90,7 +90,7 @@ def test_message_from_accepted_to_closed() -> None:
     shard = simulator()
     mail = accepted("u@far.test")
     out = shard.decide(mail)
-    assert kinds(out) == [Received, QueueEntry, Dispatched, Routed]
+    assert kinds(out) == [MessageAccepted, QueueEntry, Dispatched, Routed]
     entry, dispatched = out[1], out[2]
     assert isinstance(entry, QueueEntry)
     assert isinstance(dispatched, Dispatched)
@@ -98,7 +98,7 @@ def test_message_from_accepted_to_closed() -> None:
     assert (dispatched.content, dispatched.number, dispatched.delivery.route) == (mail.content, 1, RELAY)
     assert dispatched.delivery.id == f"{mail.message.queue_id}-1"
     out = shard.attempt(dispatched.delivery.id, delivered(recipient("u@far.test")))
-    assert kinds(out) == [Settled, AttemptRecorded, Closed]
+    assert kinds(out) == [Settled, DeliveryAttempted, Closed]
     assert len(shard.queue) == 0
 
 
@@ -136,7 +136,7 @@ def test_partial_result_keeps_deferred_recipients_and_bounces_failed_ones() -> N
     (dispatched_id,) = shard.dispatched
     a, b, c = (recipient(f"{name}@far.test") for name in "abc")
     out = shard.attempt(dispatched_id, delivered(a), failed(b), deferred(c), headers=CONTENT)
-    assert kinds(out) == [QueueEntry, AttemptRecorded, Accepted, Bounced]
+    assert kinds(out) == [QueueEntry, DeliveryAttempted, Accepted, Bounced]
     entry, attempt, report, bounced = out[0], out[1], out[2], out[3]
     assert isinstance(entry, QueueEntry)
     assert entry.delivery.message.envelope.recipients == (c,)
@@ -149,7 +149,7 @@ def test_partial_result_keeps_deferred_recipients_and_bounces_failed_ones() -> N
     assert (entry.state.cause, entry.state.reason) == (WaitCause.DEFERRED, str(DEFERRED_REPLY))
     assert isinstance(attempt, Event)
     outcomes = (delivered(a), failed(b), deferred(c))
-    assert attempt.detail == AttemptRecorded(dispatched_id, 1, outcomes, START, timedelta(seconds=1), entry.state.due)
+    assert attempt.detail == DeliveryAttempted(dispatched_id, 1, outcomes, START, timedelta(seconds=1), entry.state.due)
     assert isinstance(report, Accepted)
     assert isinstance(report.content, Inline)
     assert b"b@far.test" in report.content.data
@@ -195,7 +195,7 @@ def test_mismatched_report_keeps_the_ledger_balanced() -> None:
     out = shard.attempt(dispatched_id, delivered(recipient("x@far.test")), delivered(recipient("b@far.test")))
     assert shard.ledger["delivered"] == 1
     assert shard.open_by_ledger() == shard.open_recipients() == 1
-    (attempt,) = [what for what in events(out) if isinstance(what, AttemptRecorded)]
+    (attempt,) = [what for what in events(out) if isinstance(what, DeliveryAttempted)]
     assert [str(outcome.recipient) for outcome in attempt.outcomes] == ["a@far.test", "b@far.test"]
 
 
@@ -210,7 +210,7 @@ def test_lifetime_ends_with_a_last_attempt_and_a_bounce() -> None:
         shard.advance(timedelta(minutes=1))
     assert attempts >= 4
     assert shard.now - START <= timedelta(minutes=62)
-    assert kinds(out) == [Settled, AttemptRecorded, FailedByRouter, Accepted, Bounced, Closed]
+    assert kinds(out) == [Settled, DeliveryAttempted, FailedByRouter, Accepted, Bounced, Closed]
     assert isinstance(out[3], Accepted)
     assert isinstance(out[3].content, Inline)
     assert b"Status: 5.4.7" in out[3].content.data
@@ -277,7 +277,7 @@ def test_dsn_obeys_notify(notify: frozenset[Notify] | None, reported: bool) -> N
 def test_undeliverable_dsn_is_discarded() -> None:
     shard = simulator()
     out = shard.decide(accepted("gone@example.test", sender=None))
-    assert kinds(out) == [Received, FailedByRouter, Discarded, Closed]
+    assert kinds(out) == [MessageAccepted, FailedByRouter, Discarded, Closed]
     assert events(out)[2] == Discarded((address("gone@example.test"),))
     assert (shard.ledger["discarded"], shard.ledger["failed"], shard.open_by_ledger()) == (1, 0, 0)
 

@@ -14,7 +14,7 @@ from mail.outcome import Delivered
 from mail.record import (
     Accepted,
     Attempted,
-    AttemptRecorded,
+    DeliveryAttempted,
     Dispatched,
     Event,
     QueueEntry,
@@ -25,7 +25,7 @@ from mail.record import (
 )
 from mail.route import ToRelay
 from mail.settings_roles import RouterSettings
-from router.decide import Due, Fact, decide
+from router.decide import Due, Trigger, decide
 from router.mail_queue import MailQueue
 from router.quarantine import quarantine
 from router.routing_context import RoutingContext
@@ -47,10 +47,10 @@ SMART = ToRelay("smart.test", 25)
 
 
 def break_decide(monkeypatch: pytest.MonkeyPatch, *poison: str, kind: type) -> None:
-    def raising(queue: MailQueue, fact: Fact, context: RoutingContext, now: datetime) -> Iterator[Record]:
-        name = fact.message.queue_id if isinstance(fact, Accepted) else fact.delivery_id
-        for number, record in enumerate(decide(queue, fact, context, now)):
-            if isinstance(fact, kind) and name.startswith(poison) and number == 1:
+    def raising(queue: MailQueue, trigger: Trigger, context: RoutingContext, now: datetime) -> Iterator[Record]:
+        name = trigger.message.queue_id if isinstance(trigger, Accepted) else trigger.delivery_id
+        for number, record in enumerate(decide(queue, trigger, context, now)):
+            if isinstance(trigger, kind) and name.startswith(poison) and number == 1:
                 raise ZeroDivisionError("after half of the work")
             yield record
 
@@ -157,13 +157,13 @@ def test_quarantined_report_without_content_is_settled_or_held() -> None:
     for out, outcome, wanted in ((first, delivered, Settled), (second, deferred, QueueEntry)):
         (request,) = of_kind(Dispatched, out)
         outcomes = tuple(map(outcome, request.delivery.message.envelope.recipients))
-        fact = Attempted(request.delivery.id, 1, outcomes, START, timedelta(0))
+        trigger = Attempted(request.delivery.id, 1, outcomes, START, timedelta(0))
         records = []
-        for record in quarantine(simulator.queue, fact, "a bug", simulator.policy, START):
+        for record in quarantine(simulator.queue, trigger, "a bug", simulator.policy, START):
             simulator.queue.apply(record)
             records.append(record)
         assert isinstance(records[0], wanted)
-        assert any(isinstance(record, Event) and isinstance(record.detail, AttemptRecorded) for record in records)
+        assert any(isinstance(record, Event) and isinstance(record.detail, DeliveryAttempted) for record in records)
     (held_entry,) = simulator.queue.entries()
     assert isinstance(held_entry.state, Waiting)
     assert held_entry.state.cause is WaitCause.HELD

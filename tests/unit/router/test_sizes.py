@@ -6,7 +6,7 @@ import pytest
 
 from mail.log.codec import encode
 from mail.message import Inline
-from mail.record import Event, FailedByRouter, Received
+from mail.record import Event, FailedByRouter, MessageAccepted
 from mail.settings import Settings
 from tests.support.builders.routing import RouterSimulator, accepted, events, snapshot
 
@@ -20,7 +20,9 @@ def test_record_size_is_bounded_for_many_recipients(sender: str | None) -> None:
     assert [len(detail.outcomes) for detail in refused] == [200] * 15
     assert simulator.ledger["failed" if sender else "discarded"] == 3000
     frames = [
-        encode(record) for record in out if not (isinstance(record, Event) and isinstance(record.detail, Received))
+        encode(record)
+        for record in out
+        if not (isinstance(record, Event) and isinstance(record.detail, MessageAccepted))
     ]
     assert max(len(frame) for frame in frames if frame is not None) < 256 << 10
     assert simulator.open_by_ledger() == 0
