@@ -14,13 +14,14 @@ import orjson
 from eilpost.format import format_route
 from eilpost.timeline import Timeline, alias_expansion
 from mail.message import Message, queue_id_of
-from mail.outcome import Outcome
+from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import (
     Bounced,
     Closed,
     DeliveryAttempted,
     Discarded,
     Event,
+    EventDetail,
     FailedByRouter,
     MessageAccepted,
     QueueEntry,
@@ -94,12 +95,22 @@ def message_json(message: Message) -> dict[str, Any]:
     }
 
 
-# As the events in the log; others are the class name. They do not change with the name of a class.
-_EVENT_NAMES: dict[type, str] = {MessageAccepted: "accepted", DeliveryAttempted: "attempted", FailedByRouter: "failed"}
+# Public JSON values; independent of class names and of the stored tags.
+_EVENT_NAMES: dict[type[EventDetail], str] = {
+    MessageAccepted: "accepted",
+    Routed: "routed",
+    Resumed: "resumed",
+    DeliveryAttempted: "attempted",
+    FailedByRouter: "failed",
+    Bounced: "bounced",
+    Discarded: "discarded",
+    Closed: "closed",
+}
+_RESULTS: dict[type[Outcome], str] = {Delivered: "delivered", Deferred: "deferred", Failed: "failed"}
 
 
-def event_name(detail: object) -> str:
-    return _EVENT_NAMES.get(type(detail), type(detail).__name__.lower())
+def event_name(detail: EventDetail) -> str:
+    return _EVENT_NAMES[type(detail)]
 
 
 def event_json(event: Event, start: datetime | None) -> dict[str, Any]:
@@ -144,7 +155,7 @@ def event_json(event: Event, start: datetime | None) -> dict[str, Any]:
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
     return {
         "recipient": str(outcome.recipient),
-        "result": type(outcome).__name__.lower(),
+        "result": _RESULTS[type(outcome)],
         "reply": str(outcome.reply),
         "status": outcome.reply.status,
         "remote": outcome.remote,

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
+from typing import get_args
 
 import pytest
 from msgspec.structs import replace
@@ -18,7 +19,7 @@ from mail.address import Address
 from mail.envelope import Recipient
 from mail.log import Backlog
 from mail.message import DeliveryId, QueueId
-from mail.outcome import Deferred, Delivered, Failed
+from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import (
     Accepted,
     Active,
@@ -217,11 +218,34 @@ def test_json_has_the_state_of_a_waiting_delivery() -> None:
     assert routed["waits"] == {"state": "deferred", "due": RETRY.due.isoformat(), "reason": RETRY.reason}
 
 
+@pytest.mark.parametrize("kind", [*get_args(EventDetail), *get_args(Outcome)])
+def test_json_values_do_not_depend_on_class_names(kind: type) -> None:
+    outcome = (Delivered(ALICE, OK), Deferred(ALICE, LATER), Failed(ALICE, NEVER))
+    details = {type(each): each for each in (*HISTORY, Discarded((ALICE,)), FailedByRouter(outcome[2:]))}
+    values = [json_output.event_name(detail) for detail in details.values()]
+    results = [json_output.outcome_json(each)["result"] for each in outcome]
+    assert {*details, *map(type, outcome)} == {*get_args(EventDetail), *get_args(Outcome)}
+    name, kind.__name__ = kind.__name__, "Renamed"
+    try:
+        assert [json_output.event_name(detail) for detail in details.values()] == values
+        assert [json_output.outcome_json(each)["result"] for each in outcome] == results
+    finally:
+        kind.__name__ = name
+
+
 def test_json_is_complete() -> None:
     timeline = build_timeline(ID, _events(*HISTORY), (), ())
     assert timeline is not None
     parsed = json_output.timeline_json(timeline, NOON)
-    assert [event["event"] for event in parsed["events"]] == [json_output.event_name(what) for what in HISTORY]
+    assert [event["event"] for event in parsed["events"]] == [
+        "accepted",
+        "routed",
+        "attempted",
+        "resumed",
+        "attempted",
+        "bounced",
+        "closed",
+    ]
     assert parsed["events"][2]["outcomes"][0] == {
         "recipient": "alice@example.test",
         "result": "deferred",
