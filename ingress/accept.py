@@ -32,17 +32,18 @@ class Acceptance:
 
     async def accept(self, message: Message, data: bytes) -> Reply:
         """Return 250 when the message is durable, 4xx when it is not or when that is unknown."""
-        reason = "spool" if len(data) > self._inline_max else "log"
+        is_spooling = len(data) > self._inline_max
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 content: Content = Inline(data)
-                if reason == "spool":
+                if is_spooling:
                     content = await self._spool.put(data)
-                    reason = "log"
+                    is_spooling = False
                 # Responsibility moves here: after this line the message is durable and 250 may be sent.
                 await self._log.append(Accepted(message, content))
         except (SpoolUnavailable, LogUnavailable, TimeoutError) as error:
-            error_text = str(error) or "timed out"
-            logger.warning("message not accepted", queue_id=message.queue_id, reason=reason, error=error_text)
-            return replies.LOCAL_ERROR if isinstance(error, SpoolUnavailable) else replies.NOT_CONFIRMED
+            event = f"message not accepted, {'spool' if is_spooling else 'log'} failed"
+            logger.warning(event, queue_id=message.queue_id, error=str(error) or "timed out")
+            # A failed spool write leaves no doubt: the append has not begun.
+            return replies.LOCAL_ERROR if is_spooling else replies.NOT_CONFIRMED
         return Reply(250, "2.0.0", f"Ok: queued as {message.queue_id}")

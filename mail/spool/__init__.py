@@ -43,7 +43,10 @@ class Spool(Protocol):
         ...
 
     async def free_bytes(self) -> int | None:
-        """Free space, or None if unlimited. Raises SpoolUnavailable while nothing can be stored."""
+        """Free space of a spool in a directory; None: not checked.
+
+        Raises SpoolUnavailable while nothing can be stored.
+        """
         ...
 
     async def close(self) -> None:

@@ -69,7 +69,7 @@ async def test_append_time_out_gets_451() -> None:
     assert await acceptance(log, spool, timeout=0.05).accept(MESSAGE, b"x") == replies.NOT_CONFIRMED
 
 
-async def test_log_line_of_a_time_out_names_what_did_not_answer() -> None:
+async def test_reply_and_log_line_of_a_time_out_name_what_did_not_answer() -> None:
     class HangingSpool(StubSpool):
         async def put(self, content: bytes) -> Spooled:
             await asyncio.Event().wait()
@@ -77,9 +77,14 @@ async def test_log_line_of_a_time_out_names_what_did_not_answer() -> None:
 
     log = StubLog()
     log.gate.clear()
-    reasons = []
+    results = []
     for spool, content in ((HangingSpool(), b"0123456789+"), (StubSpool(), b"0123456789+"), (StubSpool(), b"x")):
         with capture_logs() as lines:
-            assert await acceptance(log, spool, timeout=0.05).accept(MESSAGE, content) == replies.NOT_CONFIRMED
-        reasons += [(line["reason"], line["error"]) for line in lines]
-    assert reasons == [("spool", "timed out"), ("log", "timed out"), ("log", "timed out")]
+            reply = await acceptance(log, spool, timeout=0.05).accept(MESSAGE, content)
+        results += [(reply, line["event"], line["error"]) for line in lines]
+    log_failed = (replies.NOT_CONFIRMED, "message not accepted, log failed", "timed out")
+    assert results == [
+        (replies.LOCAL_ERROR, "message not accepted, spool failed", "timed out"),
+        log_failed,
+        log_failed,
+    ]
