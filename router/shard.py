@@ -29,8 +29,11 @@ from mail.record import (
     Discarded,
     Event,
     FailedByRouter,
+    QueueEntry,
     Record,
     Routed,
+    WaitCause,
+    Waiting,
     state_name,
 )
 from mail.reply import Reply
@@ -176,12 +179,12 @@ async def _route_one_by_one(state: ShardState) -> None:
             raise
         except Exception as bug:
             triggers = [*(entry.record for entry in inputs), *map(Due, due_ids)]
-            for trigger in triggers:
-                logger.exception("quarantined", shard=shard.number, **_ids_of(trigger))
             queue = await _replay(state)
             batch = _Batch(queue, router.now())
+            reason = f"{QUARANTINE_REASON} ({type(bug).__name__}); see its log"
             for trigger in triggers:
-                batch.quarantine(trigger, f"{QUARANTINE_REASON} ({type(bug).__name__}); see its log", router.policy)
+                outputs = batch.quarantine(trigger, reason, router.policy)
+                logger.exception(_quarantine_event(outputs), shard=shard.number, **_ids_of(trigger))
             await _commit(state, batch, inputs, perf_counter())
 
 
@@ -279,8 +282,8 @@ class _Batch:
                 await asyncio.sleep(0)
         self.accounting.add_decision(trigger, entry, self.outputs[first:], self._now)
 
-    def quarantine(self, trigger: Trigger, reason: str, policy: RoutingPolicy) -> None:
-        """Quarantine the message or delivery of a trigger for which `decide` raised."""
+    def quarantine(self, trigger: Trigger, reason: str, policy: RoutingPolicy) -> Sequence[Record]:
+        """Quarantine the message or delivery of a trigger for which `decide` raised. Returns the records of it."""
         entry = None if isinstance(trigger, Accepted) else self.queue.entry(trigger.delivery_id)
         first = len(self.outputs)
         for record in quarantine(self.queue, trigger, reason, policy, self._now):
@@ -288,6 +291,7 @@ class _Batch:
             self.outputs.append(record)
         with suppress(Exception):  # the bug may be in the accounting
             self.accounting.add_decision(trigger, entry, self.outputs[first:], self._now)
+        return self.outputs[first:]
 
 
 def _without_duplicates(
@@ -309,6 +313,16 @@ def _ids_of(trigger: Trigger) -> dict[str, str]:
     if isinstance(trigger, Accepted):
         return {"queue_id": trigger.message.queue_id}
     return {"queue_id": queue_id_of(trigger.delivery_id), "delivery_id": trigger.delivery_id}
+
+
+def _quarantine_event(outputs: Sequence[Record]) -> str:
+    """The log line about what `quarantine` did."""
+    states = [record.state for record in outputs if isinstance(record, QueueEntry)]
+    if any(isinstance(state, Waiting) and state.cause is WaitCause.HELD for state in states):
+        return "quarantined, delivery held"
+    if outputs:
+        return "attempt report not processed, undelivered recipients deferred"
+    return "duplicate or outdated input not processed"
 
 
 async def _log_events(outputs: Sequence[Record]) -> None:

@@ -44,6 +44,7 @@ from tests.support.servers.ports import wait_until
 from tests.unit.router.test_shard import RouterSetup, accepted_now, succeed
 
 SMART = ToRelay("smart.test", 25)
+HELD_EVENT = "quarantined, delivery held"
 
 
 def break_decide(monkeypatch: pytest.MonkeyPatch, *poison: str, kind: type) -> None:
@@ -79,7 +80,7 @@ async def test_new_message_that_raises_is_held_and_others_are_delivered(
     assert isinstance(entry.content, Spooled)
     assert await setup.spool.read(entry.content) == CONTENT
     assert (await setup.log.backlog()).accepted == 0
-    assert [entry["queue_id"] for entry in logged if entry["event"] == "quarantined"] == [bad.message.queue_id]
+    assert [entry["queue_id"] for entry in logged if entry["event"] == HELD_EVENT] == [bad.message.queue_id]
     timeline = build_timeline(
         bad.message.queue_id, [event async for event in setup.log.history(bad.message.queue_id)], [entry], []
     )
@@ -106,8 +107,11 @@ async def test_report_that_raises_counts_as_a_deferral(monkeypatch: pytest.Monke
     async def waits() -> bool:
         return any(isinstance(entry.state, Waiting) for entry in await setup.entries())
 
-    async with setup.running():
-        await wait_until(waits)
+    with structlog.testing.capture_logs() as logged:
+        async with setup.running():
+            await wait_until(waits)
+    events = [line["event"] for line in logged if line.get("delivery_id") and line["log_level"] == "error"]
+    assert events == ["attempt report not processed, undelivered recipients deferred"]
     (entry,) = await setup.entries()
     assert (entry.state.cause, entry.attempts, entry.content) == (WaitCause.DEFERRED, 1, spooled)  # type: ignore[union-attr]
     assert [str(recipient.address) for recipient in entry.delivery.message.envelope.recipients] == ["b@far.test"]
