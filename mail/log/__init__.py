@@ -1,8 +1,9 @@
 """Port of the durable message log, with the adapters `memory`, `embedded` (one machine) and `kafka` (a cluster).
 
-An append that returned survives the loss of any one node, each shard has one owner at a time, and an unconsumed record
-is never removed. **An input is committed as consumed only when all its outputs are durable, or in the same commit.**
-Every adapter passes the contract suite in `tests/contract/`.
+An append that returned survives the crash of the process (embedded: also power loss; kafka: also the loss of one
+broker; memory: nothing), a shard has one owner at a time (delivery shards on Kafka: see `DeliveryLog`), and an
+unconsumed record is never removed. **An input is committed as consumed only when all its outputs are durable, or in
+the same commit.** Every adapter passes the contract suite in `tests/contract/`.
 """
 
 from __future__ import annotations
@@ -200,7 +201,8 @@ class DeliveryLog(Protocol):
         self, process: DeliveryShardProcessor, stop: asyncio.Event, on_ready: OnReady | None = None
     ) -> None:
         """As `RouterLog.own_router_shards`, for shards of `dispatched`. After ShardLost, `finish` still works during
-        the drain time; the next owner starts after it, so two owners never process one shard at the same time.
+        the drain time, and the next owner starts after the drain. Owners overlap only if the first was paused or cut
+        off for longer than log.session_timeout; its open attempts may then be made twice.
         """
         ...
 

@@ -20,7 +20,7 @@ from mail.message import Inline
 from mail.record import Accepted, Attempted, Dispatched, Event, QueueEntry, Record, Settled
 
 MAGIC = b"\xe1P"
-VERSION = 2
+VERSION = 2  # frozen at release 0.1.0: until then fields and tags may change within it
 
 _PREFIX = Struct(">2sBxIII")  # magic, version, header length, content length, CRC-32 of both
 _PREFIX_BYTES = _PREFIX.size
@@ -65,7 +65,10 @@ def decode(frame: bytes, separate_content: bytes | None = None) -> Record:
     if magic != MAGIC:
         raise FrameError("it does not begin as a frame of eilpost")
     if version not in (1, VERSION):
-        raise FrameError(f"its version is {version}; this eilpost reads versions 1 and {VERSION}: use the newer one")
+        raise FrameError(
+            f"its version is {version}; this eilpost reads versions 1 and {VERSION}: a newer eilpost wrote it; run that"
+            " version"
+        )
     content_start = _PREFIX_BYTES + header_bytes
     if len(frame) != content_start + content_bytes:
         raise FrameError(f"it should have {content_start + content_bytes} bytes and has {len(frame)}")

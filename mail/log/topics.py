@@ -37,7 +37,9 @@ ALL_TOPICS = (ACCEPTED, QUEUE, DISPATCHED, ATTEMPTED, EVENTS)
 
 @dataclass(frozen=True, slots=True)
 class ShardCounts:
-    """Number of shards of the topics partitioned by queue id, and of `dispatched`. Fixed when the log is created."""
+    """Number of shards of the topics partitioned by queue id, fixed when the log is created, and of `dispatched`, which
+    may grow on Kafka (`log.delivery_shards`).
+    """
 
     by_queue_id: int = 1
     of_dispatched: int = 1

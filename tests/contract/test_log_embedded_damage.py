@@ -99,12 +99,14 @@ async def test_an_empty_log_in_a_used_directory_is_logged(tmp_path: Path) -> Non
     path = tmp_path / "log.db"
     with structlog.testing.capture_logs() as lines:
         await filled(path)
-    assert not [line for line in lines if line["log_level"] == "warning"]
+    assert not [line for line in lines if line["log_level"] == "error"]
     path.unlink()
     with structlog.testing.capture_logs() as lines:
         async with running(path):
             pass
-    assert ["log is empty" in line["event"] for line in lines if line["log_level"] == "warning"] == [True]
+    (line,) = (line for line in lines if line["log_level"] == "error")
+    assert "missing or empty" in line["event"]
+    assert "log.url" in line["advice"]
 
 
 async def test_a_first_start_on_a_full_disk_names_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

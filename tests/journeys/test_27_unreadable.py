@@ -305,4 +305,4 @@ async def test_committed_offset_of_unknown_version_is_reported(kafka_bootstrap: 
     (finding,) = [each for each in report["findings"] if each["what"] == "groups"]
     assert finding["level"] == "FAIL"
     assert finding["text"].startswith("a committed offset cannot be read: it begins with '9'")
-    assert finding["text"].endswith("use the newer eilpost")
+    assert finding["text"].endswith("a newer eilpost wrote it; run that version")

@@ -64,7 +64,11 @@ class EmbeddedLog(HistoryReader):
     async def start(self) -> None:
         lock = DirectoryLock(self._path)
         if lock.had_owner and (not self._path.exists() or self._path.stat().st_size == 0):
-            logger.warning("log is empty, although an earlier process used this directory", path=str(self._path))
+            logger.error(
+                "log file is missing or empty: queued mail of the earlier process is not in it",
+                path=str(self._path),
+                advice="stop eilpost; check log.url, or restore the file from a backup",
+            )
         try:
             await self.writer.start()
         except BaseException:

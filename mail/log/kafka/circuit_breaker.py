@@ -19,6 +19,7 @@ from aiokafka.client import ConnectionGroup
 from aiokafka.conn import CloseReason
 
 from mail import endpoint
+from mail.log.kafka.error_messages import error_message
 
 logger = structlog.get_logger()
 
@@ -79,7 +80,8 @@ class CircuitBreaker:
                 await self._connect(*address)
         except Exception as error:  # an exception would end the aiokafka task that waits for the check
             if address not in self._opened_at:
-                logger.warning("broker does not respond, circuit opened", broker=name, error=type(error).__name__)
+                event = "broker does not respond, circuit opened, other brokers are used"
+                logger.warning(event, broker=name, error=error_message(error))
             self._opened_at[address] = time.monotonic()
             return False
         else:

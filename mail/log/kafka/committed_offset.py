@@ -29,7 +29,7 @@ class CommittedOffset(NamedTuple):
 
 
 class OffsetMetadataError(ValueError):
-    """The metadata is not ours, or of a newer version."""
+    """The metadata is foreign, damaged or of a newer version; only the last has advice."""
 
 
 class OffsetTracker:
@@ -44,10 +44,10 @@ class OffsetTracker:
         """Restore a committed state. Raises OffsetMetadataError."""
         if not committed.metadata:
             return cls(committed.offset)
-        if committed.metadata[0] != _VERSION:
-            raise OffsetMetadataError(
-                f"it begins with {committed.metadata[0]!r}, and this eilpost reads version {_VERSION}"
-            )
+        version = committed.metadata[0]
+        if version != _VERSION:
+            advice = ": a newer eilpost wrote it; run that version" if version.isdecimal() else ""
+            raise OffsetMetadataError(f"it begins with {version!r}, and this eilpost reads version {_VERSION}{advice}")
         try:
             numbers = _decode_leb128(zlib.decompress(b64decode(committed.metadata[1:], validate=True)))
         except (binascii.Error, zlib.error, ValueError) as error:

@@ -89,7 +89,7 @@ class KafkaDeliveryShard:
         except OffsetMetadataError as reason:
             raise LogUnusable(
                 f"{self._access.url}: the committed offset of {self.partition.topic}, shard {self.number}, cannot be"
-                f" read: {reason}; use the newer eilpost"
+                f" read: {reason}"
             ) from None
         await self._reader.open({self.partition: None if committed is None else offsets.offset_to_commit})
         position = self._reader.position(self.partition)

@@ -151,7 +151,7 @@ def _count_unconsumed(end: int, committed: CommittedOffset | None, beginning: in
     try:
         offsets = OffsetTracker.from_committed(committed)
     except OffsetMetadataError as reason:
-        raise LogUnusable(f"a committed offset cannot be read: {reason}; use the newer eilpost") from None
+        raise LogUnusable(f"a committed offset cannot be read: {reason}") from None
     return offsets.gap_count + max(0, end - offsets.position)
 
 

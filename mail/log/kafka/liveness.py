@@ -15,6 +15,8 @@ from typing import Any
 from aiokafka import AIOKafkaConsumer
 from aiokafka.protocol.group import JoinGroupRequest, SyncGroupRequest
 
+from mail.log.kafka.error_messages import error_message
+
 _LEAVE_SECONDS = 5.0
 _CANCEL_SECONDS = 1.0
 
@@ -37,24 +39,22 @@ class MemberLiveness:
         """Whether a heartbeat was confirmed within a session, so that this member still owns its shards."""
         return self._clock() - self._heartbeat_at <= self._session_seconds
 
-    @property
-    def is_hung(self) -> bool:
-        """Whether no heartbeat was confirmed for longer than a session and a join."""
-        seconds = self._clock() - max(self._heartbeat_at, self._attached_at)
-        return seconds > self._session_seconds + self._join_seconds
-
-    def has_failed(self, consumer: AIOKafkaConsumer) -> bool:
-        """Whether aiokafka's membership tasks have ended or hang. Its heartbeat and coordination tasks end at any
-        unknown error, and then only repeat that error; its metadata task ends silently.
+    def failure(self, consumer: AIOKafkaConsumer) -> str | None:
+        """Why aiokafka's membership has failed, if it has: a task has ended, or no heartbeat was confirmed for longer
+        than a session and a join. Its heartbeat and coordination tasks end at any unknown error, and then only repeat
+        that error; its metadata task ends silently.
         """
         coordinator: Any = consumer._coordinator
         heartbeat = coordinator._heartbeat_task
-        return bool(
-            (heartbeat is not None and heartbeat.done() and not heartbeat.cancelled() and heartbeat.exception())
-            or coordinator._coordination_task.done()
-            or consumer._client._sync_task.done()
-            or self.is_hung
-        )
+        if heartbeat is not None and heartbeat.done() and not heartbeat.cancelled() and heartbeat.exception():
+            return _end_of("heartbeat", heartbeat)
+        if coordinator._coordination_task.done():
+            return _end_of("coordination", coordinator._coordination_task)
+        if consumer._client._sync_task.done():
+            return _end_of("metadata", consumer._client._sync_task)
+        seconds = self._clock() - max(self._heartbeat_at, self._attached_at)
+        is_hung = seconds > self._session_seconds + self._join_seconds
+        return f"no heartbeat confirmed for {seconds:.0f} s" if is_hung else None
 
     def attach(self, consumer: AIOKafkaConsumer) -> None:
         """Record the heartbeats of a consumer that has started as a member."""
@@ -111,6 +111,11 @@ async def leave_group(consumer: AIOKafkaConsumer, *, is_hung: bool = False) -> N
         if part is not None:
             with suppress(Exception):
                 await asyncio.wait_for(part.close(), _CANCEL_SECONDS)
+
+
+def _end_of(name: str, task: asyncio.Task[Any]) -> str:
+    error = None if task.cancelled() else task.exception()
+    return f"the client's {name} task ended" + ("" if error is None else f": {error_message(error)}")
 
 
 async def _cancel_task(task: asyncio.Task[Any]) -> None:

@@ -2,8 +2,9 @@
 
 The member is subscribed to the group's lead topic and processes the shards of the assigned partitions until they are
 revoked or `stop` is set. *Drain before rebalance* (delivery): all shards are revoked before a rebalance, and the group
-waits up to `drain_seconds` until they have drained, so two owners never process a shard at the same time. Otherwise
-(router) only shards that the new assignment lacks are revoked, because a stale owner is fenced.
+waits up to `drain_seconds` until they have drained; owners overlap only if the first was paused or cut off for longer
+than log.session_timeout, and its open attempts may then be made twice. Otherwise (router) only shards that the new
+assignment lacks are revoked, because a stale owner is fenced.
 """
 
 from __future__ import annotations
@@ -188,8 +189,8 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         """Join the group, and rejoin with a new consumer when this one has failed."""
         while True:
             consumer = self._consumer = self._new_consumer()
-            await self._poll(consumer)
-            logger.error("group membership failed: shards released, rejoining", role=self._role)
+            failure = await self._poll(consumer)
+            logger.error("group membership failed: shards released, rejoining", role=self._role, error=failure)
             self._assigned = frozenset()
             self._changed.set()
             await self._stop_shards(self._drain_seconds)
@@ -200,8 +201,8 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         if consumer is not None:
             await leave_group(consumer, is_hung=is_hung)
 
-    async def _poll(self, consumer: AIOKafkaConsumer) -> None:
-        """Join, and poll the consumer, which raises the group's errors; return when it has failed."""
+    async def _poll(self, consumer: AIOKafkaConsumer) -> str:
+        """Join, and poll the consumer, which raises the group's errors; return why it has failed."""
         while True:
             try:
                 await consumer.start()
@@ -211,7 +212,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                 logger.warning("joining the group failed, retrying", role=self._role, error=error_message(error))
                 await asyncio.sleep(_POLL_SECONDS)
         consumer.subscribe([self._lead_topic], listener=self)
-        while not self._liveness.has_failed(consumer):
+        while (failure := self._liveness.failure(consumer)) is None:
             try:
                 poll = consumer.getmany(timeout_ms=int(_POLL_SECONDS * 1000), max_records=1)
                 with suppress(TimeoutError):  # during a rebalance it may never return
@@ -222,19 +223,19 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                     logger.warning("polling the group failed, retrying", role=self._role, error=reason)
                 self.authorization_error = reason if is_refusal(error) else None
                 await asyncio.sleep(_POLL_SECONDS)
+        return failure
 
     async def _detect_pauses(self) -> None:
-        """A process that paused for longer than a session (SIGSTOP, suspended machine) has lost all shards. They are
-        revoked here, before dispatches that have not started are delivered twice.
+        """A process that paused for longer than log.session_timeout (SIGSTOP, suspended machine) has lost all shards.
+        They are revoked here, before dispatches that have not started are delivered twice.
         """
         clock = asyncio.get_running_loop().time
         while True:
             start = clock()
             await asyncio.sleep(_PAUSE_CHECK_SECONDS)
             if (seconds := round(clock() - start, 1)) > self._session_seconds:
-                logger.warning(
-                    "process paused for longer than a session, shards revoked", role=self._role, seconds=seconds
-                )
+                event = "process paused for longer than log.session_timeout, shards revoked"
+                logger.warning(event, role=self._role, seconds=seconds)
                 for shard in self.shards:
                     shard.revoke()
 

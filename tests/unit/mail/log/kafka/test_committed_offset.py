@@ -120,9 +120,10 @@ def test_too_many_random_gaps_forget_only_the_newest_finished_offsets() -> None:
 
 
 @pytest.mark.parametrize("text", ["2AAAA", "1", "1!!", "1AAAA", "bitmap"])
-def test_unknown_metadata_is_refused(text: str) -> None:
-    with pytest.raises(OffsetMetadataError):
+def test_unknown_metadata_is_refused_and_only_a_newer_version_has_advice(text: str) -> None:
+    with pytest.raises(OffsetMetadataError) as caught:
         OffsetTracker.from_committed(CommittedOffset(0, text))
+    assert ("run that version" in str(caught.value)) == (text == "2AAAA")
 
 
 def test_an_offset_without_metadata_has_no_gaps() -> None:
