@@ -1,7 +1,7 @@
 """In-flight limits of a process: deliveries in flight, in total and per site, and bytes of content in memory. No I/O.
 
-Deliveries over a limit are queued by site and started round robin. A site's limit is adaptive (AIMD): it grows by one
-with each prompt reply and halves otherwise. A site at the initial limit is *unproven*: it has two slots, and all
+Deliveries over a limit are queued by site and started round robin. A site's limit is adaptive: slow start
+(+1 per prompt reply), halved otherwise. A site at the initial limit is *unproven*: it has two slots, and all
 unproven sites together have half of the slots and memory; *trusted* sites (relays) are never unproven, and *reserved*
 ones (mailboxes) have slots of their own.
 """

@@ -1,6 +1,6 @@
 """Mailbox courier: final delivery into a mailbox of this system.
 
-Return-Path (RFC 5321 section 4.4) and Delivered-To are prepended; the message itself is not changed. The mail store
+Return-Path (RFC 5321 section 4.4) and Delivered-To are prepended; the message itself is not changed. The mailbox
 deduplicates by delivery id.
 """
 
@@ -26,9 +26,9 @@ DUPLICATE_SUPPRESSED = Reply(250, "2.0.0", "Duplicate delivery suppressed")
 NO_SUCH_MAILBOX = Reply(550, "5.1.1", "The mailbox no longer exists")
 MAILBOX_FULL = Reply(452, "4.2.2", "The mailbox is full")
 MESSAGE_TOO_LARGE = Reply(552, "5.2.3", "The message exceeds the size of the whole mailbox")  # RFC 3463 X.2.3
-STORE_UNAVAILABLE = Reply(451, "4.3.0", "The mail store is not available")
+MAILBOX_UNAVAILABLE = Reply(451, "4.3.0", "The mailbox cannot be written now")
 
-APPEND_TIMEOUT_SECONDS = 30.0  # three times the mail store's lock time-out
+APPEND_TIMEOUT_SECONDS = 30.0  # three times the mailbox's lock time-out
 
 
 class MailboxCourier:
@@ -59,15 +59,15 @@ class MailboxCourier:
                 )
         except TimeoutError:
             # The message may be stored all the same; the next attempt is deduplicated by the delivery id.
-            logger.warning("mail store timed out, delivery deferred", **ids, timeout_seconds=APPEND_TIMEOUT_SECONDS)
-            return same_outcome(envelope, STORE_UNAVAILABLE)
+            logger.warning("mailbox append timed out, delivery deferred", **ids, timeout_seconds=APPEND_TIMEOUT_SECONDS)
+            return same_outcome(envelope, MAILBOX_UNAVAILABLE)
         except MailboxFull:
             return same_outcome(envelope, MAILBOX_FULL)
         except MessageTooLarge:
             return same_outcome(envelope, MESSAGE_TOO_LARGE)  # a retry cannot succeed
         except MailboxUnavailable as error:
-            logger.warning("mail store unavailable, delivery deferred", **ids, error=str(error))
-            return same_outcome(envelope, STORE_UNAVAILABLE)
+            logger.warning("mailbox unavailable, delivery deferred", **ids, error=str(error))
+            return same_outcome(envelope, MAILBOX_UNAVAILABLE)
         if not is_new:
             self._suppressed.inc()
         return same_outcome(envelope, DELIVERED if is_new else DUPLICATE_SUPPRESSED)

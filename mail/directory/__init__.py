@@ -17,7 +17,7 @@ from mail.route import ToRelay
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """A tenant. A limit of None means no limit."""
+    """A tenant. Its limits and source addresses are read and not enforced; None means no limit."""
 
     name: str
     dedicated: bool = False

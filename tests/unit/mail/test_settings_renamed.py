@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -47,3 +47,15 @@ def test_pages_chart_and_deployment_files_have_no_former_name() -> None:
     page = root / "docs" / "reference" / "settings.md"
     texts[page] = re.sub(r"^## Former names\n.*?(?=^## )", "", texts[page], flags=re.MULTILINE | re.DOTALL)
     assert {str(path): found for path, text in texts.items() if (found := former.findall(text))} == {}
+    samples = {str(path): [key for key in _sample_keys(text) if key in RENAMED] for path, text in texts.items()}
+    assert {path: found for path, found in samples.items() if found} == {}
+
+
+def _sample_keys(text: str) -> Iterator[str]:
+    """The settings that samples of TOML set, as "section.key"."""
+    section = ""
+    for match in re.finditer(r"\[([a-z]+)\](?!\()|(?<![\w.])(\w+) *= ", text):
+        if match[1]:
+            section = match[1]
+        else:
+            yield f"{section}.{match[2]}"
