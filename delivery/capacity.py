@@ -22,7 +22,7 @@ from mail.record import Dispatched
 from mail.route import ToMailbox
 from mail.settings_roles import DeliverySettings
 from mail.spool import Spool
-from mail.telemetry.delivery import THROTTLE
+from mail.telemetry.delivery import SLOT_WAIT
 
 logger = structlog.get_logger()
 
@@ -91,7 +91,7 @@ class Capacity:
         now = monotonic()
         for item in self.in_flight.start():
             if now - item.queued_at > _MIN_WAIT_SECONDS:
-                THROTTLE.observe(now - item.queued_at)
+                SLOT_WAIT.observe(now - item.queued_at)
             item.owner.on_start(item)
         if self.in_flight.memory_limited and self._memory_task is None:
             self._memory_task = asyncio.create_task(self._free_memory(), name="free-memory")

@@ -21,7 +21,7 @@ from delivery.targets import NoTarget, Target, TargetSelector
 from mail.reply import Reply
 from mail.route import RelayProtocol, Route, ToRelay
 from mail.settings_roles import DeliverySettings
-from mail.telemetry.delivery import CONNECTION_ERRORS, THROTTLE
+from mail.telemetry.delivery import CONNECTION_ERRORS, SLOT_WAIT
 
 logger = structlog.get_logger()
 
@@ -297,7 +297,7 @@ class Pool:
         started = asyncio.get_running_loop().time()
         try:
             connection = await waiter
-            THROTTLE.observe(asyncio.get_running_loop().time() - started)
+            SLOT_WAIT.observe(asyncio.get_running_loop().time() - started)
             return connection
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
@@ -362,6 +362,6 @@ class Pool:
             ):
                 del self._sites[name]
         self._wake_starved()  # a woken site may have opened no connection
-        self._sources.retry(now)
+        self._sources.recheck_suspended(now)
         if not self._closed or self._connections:
             self._sweeper = asyncio.get_running_loop().call_later(self._sweep_seconds, self._sweep)

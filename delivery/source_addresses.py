@@ -1,7 +1,7 @@
 """Source addresses of outgoing connections (`delivery.source_addresses`), used round robin within an address family.
 
 An address that cannot be bound, or that the system replaces with another one, is suspended with a back-off and checked
-again by `retry`; no other address is used instead.
+again by `recheck_suspended`; no other address is used instead.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class SourceAddresses:
         assert reply is not None
         raise NoSource(reply)
 
-    def retry(self, now_seconds: float) -> None:
+    def recheck_suspended(self, now_seconds: float) -> None:
         """Check suspended addresses after their back-off and resume the usable ones."""
         for source in self._all():
             if not source.backoff_seconds or now_seconds < source.retry_at:

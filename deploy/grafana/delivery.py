@@ -145,7 +145,7 @@ _TIME_AND_LIMITS = (
         "Waiting for a slot",
         "Time that deliveries wait for a slot or for a connection to their site. Those that do not wait are not "
         "counted.",
-        percentiles("delivery_throttle_seconds"),
+        percentiles("delivery_slot_wait_seconds"),
         unit=SECONDS,
     ),
     lines(

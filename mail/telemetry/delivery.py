@@ -63,10 +63,10 @@ DELIVERED_BYTES = _delivery.counter(
     "Total size of the deliveries that eilpost_delivered_messages_total counts, in bytes.",
     {"transport": TRANSPORTS},
 )
-THROTTLE = _delivery.histogram(
-    "delivery_throttle_seconds",
-    "Time that deliveries waited for a slot (concurrency limits) or for a connection to their site (pacing), in "
-    "seconds. Waits shorter than 1 ms are not observed.",
+SLOT_WAIT = _delivery.histogram(
+    "delivery_slot_wait_seconds",
+    "Time that deliveries waited for a slot (concurrency limits) or for a connection to their site, in seconds. Waits "
+    "shorter than 1 ms are not observed.",
     buckets=(0.001, 0.005, 0.01, *ATTEMPT_SECONDS),
 )
 SOURCES_SUSPENDED = _delivery.gauge(

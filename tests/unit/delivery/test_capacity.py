@@ -62,7 +62,7 @@ async def test_only_a_real_wait_for_a_slot_is_observed() -> None:
         return outcomes_for_all(delivery, Delivered, OK)
 
     def waits() -> tuple[float, float]:
-        return value("delivery_throttle_seconds_count"), value("delivery_throttle_seconds_sum")
+        return value("delivery_slot_wait_seconds_count"), value("delivery_slot_wait_seconds_sum")
 
     shard, (count, seconds) = FakeShard(), waits()
     async with running_worker(FakeCourier(do), shard, max_in_flight_deliveries=8, max_connections_per_site=1):

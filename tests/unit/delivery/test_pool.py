@@ -124,14 +124,14 @@ async def test_wait_for_a_connection_is_observed() -> None:
     release = asyncio.Event()
     script = {"DOT": [Wait(release, "250 ok"), "250 ok"]}
     async with ScriptedRemote(script) as remote, courier(max_connections_per_site=1) as smtp:
-        before = value("delivery_throttle_seconds_count"), value("delivery_throttle_seconds_sum")
+        before = value("delivery_slot_wait_seconds_count"), value("delivery_slot_wait_seconds_sum")
         attempts = asyncio.gather(*(smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(2)))
         await remote.wait_command("DOT")
         await asyncio.sleep(0.2)  # the second one waits at least as long
         release.set()
         await attempts
-        assert value("delivery_throttle_seconds_count") - before[0] == 1
-        assert value("delivery_throttle_seconds_sum") - before[1] >= 0.1
+        assert value("delivery_slot_wait_seconds_count") - before[0] == 1
+        assert value("delivery_slot_wait_seconds_sum") - before[1] >= 0.1
 
 
 async def test_slow_start_begins_with_few_connections() -> None:

@@ -145,7 +145,7 @@ def test_back_off_grows_to_its_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
         own_sources._next_socket("127.0.0.1", now)
     while now < 4000:
         now += 1.0
-        own_sources.retry(now)
+        own_sources.recheck_suspended(now)
     gaps = [later - earlier for earlier, later in pairwise(attempt_times)]
     assert gaps == [30, 60, 120, 240, 480, *[600] * 5]
 
