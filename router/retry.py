@@ -1,4 +1,5 @@
-"""Retry times and expiry of deferred deliveries. Pure: jitter is a hash of the delivery, time is an argument.
+"""Retry times and expiry of deferred deliveries; `router/quarantine.py` also chooses a time, by `retry_step` without
+jitter or lifetime cap. Pure: jitter is a hash of the delivery, time is an argument.
 
 Full jitter (Brooker, "Exponential Backoff and Jitter") spreads the delay over the whole step, so that deliveries that
 failed together are not retried together; the minimum is a tenth of the step. The last attempt is made when the lifetime
