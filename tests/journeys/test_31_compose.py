@@ -160,8 +160,8 @@ async def test_mail_flows_and_a_router_is_added(docker_engine: Engine, images: d
         _until(lambda: running.in_mailbox() == 40, project)
 
         project.run("up", "--detach", "--no-build", "--pull=never", "--no-recreate", "--scale=router=3")
-        _until(lambda: running.number('count(eilpost_shards_owned{role="router"} > 0)') == 3, project)
-        assert running.number('sum(eilpost_shards_owned{role="router"})') == 12
+        owned = 'eilpost_shards_owned{role="router"}'
+        _until(lambda: running.number(f"count({owned} > 0) == 3 and sum({owned})") == 12, project)
         await sources[0].send(_postings("more", 40, "outside@example.test"))
         _until(lambda: running.arrived().keys() == sources[0].promised.keys(), project)
 
