@@ -1,6 +1,6 @@
 """Distribution of the tests over the two worker processes of `make test`.
 
-Files that start servers, brokers, containers or a cluster run one after the other in the first process. Their time
+Files that start brokers, containers or a cluster run one after the other in the first process. Their time
 limits assume a nearly idle machine: the second process, which runs all other files at the same time, has low priority.
 """
 
@@ -17,8 +17,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 _MARKERS = re.compile(r"\bmark\.(\w+)")
 _EXCLUSIVE = {
-    *("kafka", "kafka_cluster", "kafka_tools", "fault", "slow", "postfix", "swaks", "objects", "prometheus"),
-    *("kubernetes", "keda", "kube_router", "docker", "docker_compose", "ordinary_user"),
+    *("kafka", "kafka_cluster", "kafka_tools", "fault"),
+    *("kubernetes", "keda", "kube_router", "docker", "docker_compose"),
 }
 _EXCLUSIVE_GROUP = "exclusive"
 _FIRST = "gw0"
@@ -29,7 +29,7 @@ _NICENESS = 10
 def group(file: Path) -> str:
     """The name of a file's group: tests of one group run in one process, one after the other."""
     markers = set(_MARKERS.findall(file.read_text(encoding="utf-8"))) if file.is_file() else set()
-    return _EXCLUSIVE_GROUP if _EXCLUSIVE & markers or "journeys" in file.parts else str(file)
+    return _EXCLUSIVE_GROUP if _EXCLUSIVE & markers else str(file)
 
 
 class _Scheduler(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
