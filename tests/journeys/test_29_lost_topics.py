@@ -120,7 +120,7 @@ async def test_processes_recover_from_deleted_topics(
         await wait_until(is_open, what="the door", deadline_seconds=40)
         for _ in range(2):  # fewer than before: their offsets are below the committed ones
             await asyncio.to_thread(send, port, "someone@elsewhere.test", user)
-        await wait_until(lambda: hosting.stored_count(user) == 5, what="mail after it", deadline_seconds=60)
+        await wait_until(lambda: hosting.stored_count(user) == 5, what="mail after it", deadline_seconds=20)
         assert [each.pid for each in (hosting.ingress, *workers) if each.is_running] == pids
     for each in (hosting.ingress, *hosting.shared, *hosting.acme):
         assert "traceback" not in each.output().lower()

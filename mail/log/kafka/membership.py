@@ -126,9 +126,10 @@ class Membership(Generic[S], ConsumerRebalanceListener):
     def resume(self) -> None:
         self._suspended = False
         self._changed.set()
+        self.refresh_metadata()
 
     def refresh_metadata(self) -> None:
-        """The lead topic has more partitions: let the group assign them now."""
+        """The lead topic was recreated, or has more partitions: let the group assign them now."""
         if self._consumer is not None:
             self._consumer._client.force_metadata_update()
 
