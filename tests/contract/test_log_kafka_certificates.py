@@ -44,7 +44,7 @@ async def test_new_connections_use_the_renewed_certificate(
     assert secured is not None
     authority = Authority.read(secured.ca, secured.ca.parent / "ca.key")
     mount = Mount(tmp_path / "mounted")
-    lifetime = timedelta(seconds=40)  # the first certificate has expired when the broker comes back
+    lifetime = timedelta(seconds=25)  # the first certificate has expired when the broker comes back
     first, second = authority.issue("eilpost", lifetime), authority.issue("eilpost", timedelta(days=10))
     mount.put(first.certificate, first.key)
     ends = datetime.now(UTC) + lifetime
