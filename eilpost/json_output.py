@@ -12,7 +12,7 @@ from typing import Any, assert_never
 import orjson
 
 from eilpost.format import format_route
-from eilpost.timeline import Timeline, alias_expansion
+from eilpost.timeline import Timeline, alias_expansion, event_time
 from mail.message import Message, queue_id_of
 from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import (
@@ -114,10 +114,10 @@ def event_name(detail: EventDetail) -> str:
 
 
 def event_json(event: Event, start: datetime | None) -> dict[str, Any]:
-    detail = event.detail
-    head: dict[str, Any] = {"time": event.time.isoformat(), "event": event_name(detail)}
+    time, detail = event_time(event), event.detail
+    head: dict[str, Any] = {"time": time.isoformat(), "event": event_name(detail)}
     if start is not None:
-        head["seconds"] = round((event.time - start).total_seconds(), 6)
+        head["seconds"] = round((time - start).total_seconds(), 6)
     match detail:
         case MessageAccepted() | Closed():
             return head

@@ -155,11 +155,16 @@ def lines_from(events: Sequence[Event], start: int = 0) -> Iterator[Line]:
             yield _alias_line(event.time, expansion)
 
 
+def event_time(event: Event) -> datetime:
+    """When the event occurred: a message was accepted before the router recorded that."""
+    return event.detail.message.received if isinstance(event.detail, MessageAccepted) else event.time
+
+
 def lines_of_event(event: Event) -> tuple[Line, ...]:
-    time, detail = event.time, event.detail
+    time, detail = event_time(event), event.detail
     match detail:
         case MessageAccepted(message):
-            return (Line(message.received, "", "accepted", format_origin(message)),)
+            return (Line(time, "", "accepted", format_origin(message)),)
         case Routed(delivery, route, recipients, waits):
             to = f"{format_addresses(recipients)} -> {format_route(route)}"
             if waits is None:

@@ -138,6 +138,14 @@ def test_alias_expansion_names_address_and_targets(
     assert _expanded(named, mailboxes, refused, later) == says
 
 
+def test_text_and_json_have_the_same_time_of_acceptance() -> None:
+    message = samples.message(1)
+    event = Event(ID, message.received + SECOND, MessageAccepted(message))  # the router records it later
+    head = json_output.event_json(event, message.received)
+    assert (head["time"], head["seconds"]) == (message.received.isoformat(), 0)
+    assert lines_of_event(event)[0].time == message.received
+
+
 def test_message_before_routing_is_accepted() -> None:
     timeline = build_timeline(ID, (), (), (samples.accepted(1),))
     assert timeline is not None
