@@ -160,12 +160,16 @@ def alias_add(
     config: ConfigOption = None,
 ) -> None:
     """Add an alias."""
-    from eilpost import configuration, domains, wiring
+    from eilpost import configuration, directory_editor, domains, users, wiring
 
     process_config = configuration.load_process_config(config)
     path = wiring.directory_path(process_config)
     depth = process_config.settings.router.max_alias_depth
     print(f"{domains.add_alias(path, alias, targets, depth=depth)} added to {path}")  # noqa: T201
+    if users.is_mailbox_diverted(directory_editor.read(path), alias):
+        print_message(
+            f"warning: {alias} is also a mailbox: its mail goes to the targets of the alias, not to this mailbox"
+        )
 
 
 @alias_app.command("list", epilog=examples("eilpost alias list", "eilpost alias list --json"))

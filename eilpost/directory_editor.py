@@ -157,7 +157,10 @@ def _refuse_lost_targets(old: Snapshot, new: Snapshot) -> None:
     for alias, targets in new.aliases.items():
         for target in targets:
             if _is_ours(old, target) and not _is_ours(new, target):
-                raise EditRefused(f"{target} is a target of the alias {alias}; change or remove that alias first")
+                raise EditRefused(
+                    f"{target} is a target of the alias {alias}; change the alias in the file, or remove it with"
+                    f" `eilpost alias rm {alias}`, first"
+                )
 
 
 def _is_ours(snapshot: Snapshot, address: Address) -> bool:

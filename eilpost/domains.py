@@ -91,7 +91,10 @@ def add_alias(path: Path, alias: str, targets: Sequence[str], *, depth: int) -> 
         for address in addresses:
             refused = expand([Recipient(address)], snapshot, depth).refused
             if refused and refused[0].reply == UNKNOWN_USER:
-                raise EditRefused(f"alias {alias}: there is no mailbox {refused[0].recipient.address}")
+                missing = refused[0].recipient.address
+                raise EditRefused(
+                    f"alias {alias}: there is no mailbox {missing}; add it with `eilpost user add {missing}`"
+                )
             if refused:
                 raise EditRefused(f"{alias} -> {address}: {refused[0].recipient.address}: {refused[0].reply.text}")
     return alias

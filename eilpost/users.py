@@ -49,6 +49,14 @@ def is_alias_elsewhere(file: DirectoryFile, address: Address) -> bool:
     return bool(targets) and all(target.key != address.key for target in targets)
 
 
+def is_mailbox_diverted(file: DirectoryFile, alias: str) -> bool:
+    """Whether a mailbox has the name of this alias and gets none of its mail; False for a catch-all."""
+    if alias.startswith("@"):
+        return False
+    address = parse_address(alias)
+    return address.key in file.snapshot.users and is_alias_elsewhere(file, address)
+
+
 def add(path: Path, login: str, password: str, quota: str = "") -> str:
     """Add a mailbox; its address as the file writes it. Raises SettingsError, EditRefused."""
     entry = {"password": hash_password(password)} | ({"quota": quota} if quota else {})

@@ -44,7 +44,10 @@ def test_domains_and_aliases_by_command(run: Run, home: Path) -> None:
     }
     assert run("alias", "list")[1].endswith("@new.test -> alice@example.test, bob@example.test\n")
     status, out, err = run("user", "rm", "bob@example.test")
-    assert (status, out, "is a target of the alias @new.test" in one_line(err)) == (1, "", True)
+    assert (status, out, "or remove it with `eilpost alias rm @new.test`" in one_line(err)) == (1, "", True)
+    status, _, err = run("alias", "add", "Alice@example.test", "bob@example.test")
+    assert (status, "Alice@example.test is also a mailbox" in one_line(err)) == (0, True)
+    assert run("alias", "rm", "alice@example.test")[0] == 0
     assert run("alias", "rm", "@new.test")[0] == 0
     assert "its mail is not deleted" in run("user", "rm", "bob@example.test")[1]
     assert run("domain", "rm", "new.test")[0] == 0

@@ -140,7 +140,7 @@ def test_the_first_alias_of_a_file(file: Path) -> None:
         (
             "sales@example.test",
             "nobody@example.test",
-            "alias sales@example.test: there is no mailbox nobody@example.test",
+            "there is no mailbox nobody@example.test; add it with `eilpost user add nobody@example.test`",
         ),
         ("sales@other.test", "alice@example.test", "there is no domain other.test"),
         ("sales@example.test", "alice", "is not an address"),

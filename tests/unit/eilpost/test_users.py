@@ -211,6 +211,9 @@ def test_a_user_whose_address_is_an_alias_of_others_gets_no_mail(tmp_path: Path,
     file.write_text(f'[domains."example.test"]\n[users."bob@example.test"]\n[aliases]\n{aliases}\n')
     read = directory_editor.read(file)
     assert users.is_alias_elsewhere(read, users.check_new(read, "carol@example.test")) is diverted
+    users.add(file, "carol@example.test", "x")
+    assert users.is_mailbox_diverted(directory_editor.read(file), "carol@example.test") is diverted
+    assert not users.is_mailbox_diverted(directory_editor.read(file), "@example.test")
 
 
 def test_a_removed_user_leaves_comments_and_the_other_tables(file: Path) -> None:
