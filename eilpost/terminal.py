@@ -123,6 +123,7 @@ def _wrong_number(error: Exception) -> str:
     detail = details()[0]
     expected = {
         "int_parsing": "a whole number is expected",
+        "float_parsing": "a number is expected",
         "greater_than_equal": "at least {ge} is expected",
         "less_than_equal": "at most {le} is expected",
     }.get(detail["type"])

@@ -97,7 +97,8 @@ def _read(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise SettingsError(f"{path}: is not UTF-8 text (byte {error.start})") from error
     except OSError as error:
-        raise SettingsError(f"{path}: cannot be read: {error.strerror}") from error
+        hint = "; name the file in it" if path.is_dir() else ""
+        raise SettingsError(f"{path}: cannot be read: {error.strerror}{hint}") from error
     try:
         return parse_toml(text, str(path))
     except TomlError as error:

@@ -198,7 +198,7 @@ def hint(result: LoadResult) -> str:
         return (
             "the server refused the sender because its domain is not in DNS (5.1.8): set"
             " ingress.sender_check_exempts_relay_networks = true, and add the address of this machine to"
-            " ingress.relay_networks"
+            " ingress.relay_networks; docs/load.md has the command for the demo"
         )
     if not counts.accepted:
         return "the server accepted nothing"

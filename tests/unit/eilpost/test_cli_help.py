@@ -28,6 +28,7 @@ def test_version_is_printed(run: Run) -> None:
         (("nonsense",), "'nonsense'; see `eilpost --help`"),
         (("qeue",), "Did you mean 'queue'? See `eilpost --help`"),
         (("queue", "--limit", "x"), "eilpost: --limit x: a whole number is expected; see `eilpost queue --help`"),
+        (("load", "--rate", "abc"), "eilpost: --rate abc: a number is expected; see `eilpost load --help`"),
         (("queue", "--limit", "-3"), "eilpost: --limit -3: at least 0 is expected;"),
         (("demo", "--port", "70000"), "eilpost: --port 70000: at most 65525 is expected;"),
         (("user", "add", "a@example.test", "--nix"), "--nix"),

@@ -34,6 +34,7 @@ def test_settings_file_must_be_a_regular_file(file: Path) -> None:
     os.mkfifo(file)
     assert _refused(file, {}) == f"{file}: cannot be read: is not a regular file"
     assert _refused(Path("/dev/zero"), {}) == "/dev/zero: cannot be read: is not a regular file"
+    assert _refused(Path("/"), {}) == "/: cannot be read: is not a regular file; name the file in it"
 
 
 def test_settings_file_may_be_a_symbolic_link(file: Path) -> None:

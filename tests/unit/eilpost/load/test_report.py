@@ -104,7 +104,7 @@ def test_hint_when_the_sender_domain_is_not_in_dns() -> None:
     refused = result(0, 0)
     refused.ledger.refuse([refused.ledger.issue()], "RCPT: 550 5.1.8 load.test: sender's domain does not exist")
     assert "ingress.sender_check_exempts_relay_networks" in hint(refused)
-    assert "ingress.relay_networks" in hint(refused)
+    assert "ingress.relay_networks; docs/load.md" in hint(refused)
 
 
 def test_delivered_count_and_rate_exclude_bounces() -> None:
