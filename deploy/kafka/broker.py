@@ -73,13 +73,15 @@ def _up(nodes: int, directory: Path, port: int, *, secure: bool) -> None:
     with _locked_directory(directory) as state_file:
         if not jars.are_fetched():
             _print_line(f"Fetching Kafka {jars.VERSION} (once, about 45 MB) ...")
+        nodes_text = "1 node" if nodes == 1 else f"{nodes} nodes"
+        _print_line(f"Starting Kafka {jars.VERSION}, {nodes_text} ...")
         prepare()
         cluster = Cluster(nodes, directory, base_port=port, secure=secure)
         started = time.monotonic()
         cluster.start()
         state_file.write_text(f"{os.getpid()}\n{cluster.bootstrap}\n")
         _print_line(
-            f"Kafka {jars.VERSION}, {nodes} node(s), started in {time.monotonic() - started:.1f} s: {cluster.bootstrap}"
+            f"Kafka {jars.VERSION}, {nodes_text}, started in {time.monotonic() - started:.1f} s: {cluster.bootstrap}"
         )
         _print_line(f'For eilpost: log.url = "kafka://{cluster.bootstrap}"')
         _print_line(f'         or: EILPOST_LOG__URL="kafka://{cluster.bootstrap}"')

@@ -52,7 +52,7 @@ def _cluster_id(folder: Path, *, nodes: int, secure: bool) -> str:
         saved = json.loads(path.read_text())
         if (saved["nodes"], saved["secure"]) != (nodes, secure):
             raise BrokerError(
-                f"{folder} was created for {saved['nodes']} node(s), secure: {saved['secure']}. "
+                f"{folder} was created with nodes: {saved['nodes']}, secure: {saved['secure']}. "
                 "Start it with these values, delete it, or use another folder"
             )
         return str(saved["id"])
