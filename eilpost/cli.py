@@ -177,17 +177,16 @@ def demo(
 
         path = demo_cluster.create_files(folder or Path("var/demo-cluster"), brokers or demo_cluster.BROKERS)
         ports = demo_cluster.Ports() if port is None else demo_cluster.Ports.consecutive(port)
-        raise typer.Exit(demo_cluster.run(path, demo_cluster.program(), ports))
+        raise typer.Exit(demo_cluster.run(path, the_demo.program(), ports))
     folder = folder or Path("var/demo")
     path = the_demo.create_files(folder)
     process_config = configuration.load_process_config(path)
-    program = sys.argv[0] if "/" in sys.argv[0] else "eilpost"
     port_of_sink = sink_port(path, process_config.settings)
     sink = None if port_of_sink is None else DemoSink(port_of_sink)
 
     def print_banner() -> None:
         sink_listens = sink is not None and sink.listens
-        print(the_demo.banner(process_config.settings, path, program, sink_listens=sink_listens), flush=True)  # noqa: T201
+        print(the_demo.banner(process_config.settings, path, the_demo.program(), sink_listens=sink_listens), flush=True)  # noqa: T201
 
     raise typer.Exit(process.run_all(process_config, print_banner, () if sink is None else (sink,)))
 
@@ -292,7 +291,7 @@ def queue(
     ] = None,
 ) -> None:
     """Show queued deliveries: age, attempts, last reply."""
-    from eilpost import json_output, queue_view, wiring
+    from eilpost import configuration, json_output, queue_view, wiring
     from eilpost.output import Output
 
     async def show(log: HistoryLog) -> None:
@@ -303,8 +302,11 @@ def queue(
             print_json([json_output.queue_entry_json(entry, now()) for entry in view.oldest])
         else:
             queue_view.write(view, await log.backlog(), Output(), now(), top)
-        if wiring.is_offline(log):
-            print_message("no server is running on this log: no delivery is attempted until one is started")
+        if location := wiring.offline_location(log):
+            source = f"configuration file: {configuration.find(config) or 'none'}"
+            print_message(
+                f"no server is running on {location} ({source}): no delivery is attempted until one is started"
+            )
 
     _with_history(config, show, tenant)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from pathlib import Path
 
 from eilpost.configuration import CONFIG_VARIABLE, find
@@ -101,6 +102,14 @@ def _is_default_configuration(path: Path) -> bool:
     return CONFIG_VARIABLE not in os.environ and find(None) == path
 
 
+def program() -> str:
+    """The command that started this process, for the shell."""
+    name = sys.argv[0]
+    if name.endswith("__main__.py"):
+        return shlex.join([sys.executable, "-m", "eilpost"])
+    return shlex.quote(name) if "/" in name else "eilpost"
+
+
 def banner(settings: Settings, configuration: Path, program: str, *, sink_listens: bool = False) -> str:
     smtp_listen, pop3_listen = settings.ingress.smtp_listen, settings.mailstore.pop3_listen
     if not smtp_listen or not pop3_listen:
@@ -109,10 +118,7 @@ def banner(settings: Settings, configuration: Path, program: str, *, sink_listen
     alice, bob = (f"{user}@{DOMAIN}" for user in USERS)
     message = r"Subject: Hello\r\n\r\nHi Alice\r\n"
     smtp_session = rf"EHLO me\r\nMAIL FROM:<{bob}>\r\nRCPT TO:<{alice}>\r\nDATA\r\n{message}.\r\nQUIT\r\n"
-    run, option = (
-        shlex.quote(program),
-        "" if _is_default_configuration(configuration) else f" --config {shlex.quote(str(configuration))}",
-    )
+    option = "" if _is_default_configuration(configuration) else f" --config {shlex.quote(str(configuration))}"
     http = f"http://{settings.http.listen}/" if settings.http.listen else "off"
     destination = (
         "is printed here and does not leave this machine"
@@ -132,6 +138,6 @@ Try, in another terminal:
       python3 -c "import poplib; p = poplib.POP3('{pop3_host}', {pop3}); p.user('{alice}'); p.pass_('{PASSWORD}'); \
 print(*(line.decode(errors='replace') for line in p.retr(len(p.list()[1]))[1]), sep='\\n'); p.quit()"
  3. Trace it by the queue id in the 250 reply, and show the queue:
-      {run} trace QUEUE_ID{option}
-      {run} queue{option}
+      {program} trace QUEUE_ID{option}
+      {program} queue{option}
 """

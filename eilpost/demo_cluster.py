@@ -23,11 +23,13 @@ from typing import Any
 from eilpost import configuration, demo
 from eilpost.child_supervisor import ChildSupervisor
 from eilpost.demo_sink import DemoSink, sink_port
+from eilpost.listen import is_in_use
 from eilpost.wiring import log_settings
-from mail.service import EXIT_UNUSABLE
+from mail.service import EXIT_UNUSABLE, ServiceError
 from mail.settings import LogSettings
 
 BROKERS = "kafka://127.0.0.1:9092,127.0.0.1:9093,127.0.0.1:9094"
+BROKERS_SECONDS = 60.0  # how long a start waits for them
 
 CONFIGURATION = f"""\
 # Made by `eilpost demo --cluster`, for all its processes; their ports are set by the environment.
@@ -51,7 +53,6 @@ sender_domain_must_resolve = false
 {demo.RELAY}"""
 
 _RESTART_SECONDS = 1.0
-_BROKERS_SECONDS = 60.0
 _STOP_SECONDS = 15.0  # longer than `node.drain_timeout` above
 _MORE_USERS = 20  # mailboxes in all shards
 
@@ -111,19 +112,20 @@ def run(path: Path, program: str, ports: Ports = Ports()) -> int:
 
 async def _run(path: Path, program: str, ports: Ports) -> int:
     process_config = configuration.load_process_config(path)
-    settings = log_settings(process_config)
-    await _await_brokers(settings)
-    await _create_topics(settings)
-    stop, kill_now = asyncio.Event(), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, lambda: (kill_now if stop.is_set() else stop).set())
     sink = sink_port(path, process_config.settings)
     environment = dict[str, str]()
     if sink is not None and ports.sink is not None:
         sink = ports.sink
         environment = {"EILPOST_DELIVERY__RELAY": f"smtp://127.0.0.1:{sink}"}
     all_members = members(ports, environment)
+    _check_ports(all_members)
+    settings = log_settings(process_config)
+    await _await_brokers(settings, f"{program} doctor --config {shlex.quote(str(path))}")
+    await _create_topics(settings)
+    stop, kill_now = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, lambda: (kill_now if stop.is_set() else stop).set())
     relay = process_config.settings.delivery.relay or "the Internet"
     sink_ready, sink_stop = asyncio.Event(), asyncio.Event()
     sink_task = None
@@ -136,7 +138,7 @@ async def _run(path: Path, program: str, ports: Ports) -> int:
     ready_task = asyncio.create_task(_announce_ready(all_members))
     supervisor = ChildSupervisor()
     try:
-        await asyncio.gather(*(_supervise(member, path, program, supervisor, stop, kill_now) for member in all_members))
+        await asyncio.gather(*(_supervise(member, path, supervisor, stop, kill_now) for member in all_members))
     finally:
         supervisor.close()
         sink_stop.set()
@@ -147,18 +149,37 @@ async def _run(path: Path, program: str, ports: Ports) -> int:
     return 0
 
 
-async def _await_brokers(settings: LogSettings) -> None:
-    """Wait until all brokers answer, `_BROKERS_SECONDS` at most, because `make kafka` may have just been started."""
+def _check_ports(all_members: Sequence[Member]) -> None:
+    """Raises ServiceError that names all addresses in use."""
+    addresses = [
+        value for member in all_members for name, value in member.environment.items() if name.endswith("_LISTEN")
+    ]
+    in_use = [address for address in addresses if is_in_use(address)]
+    if in_use:
+        raise ServiceError(
+            f"{', '.join(in_use)}: in use, perhaps by `make run`; stop it, or use `eilpost demo --cluster --port PORT`"
+        )
+
+
+async def _await_brokers(settings: LogSettings, doctor: str) -> None:
+    """Wait until all brokers answer, `BROKERS_SECONDS` at most, because `make kafka` may have just been started.
+
+    Raises ServiceError if none answers then, or none can without a change of the settings. `doctor`: the command.
+    """
     from mail.log.kafka.access import make_access
     from mail.log.kafka.diagnose import Unreachable, check_broker
 
     access = make_access(settings)
-    deadline, is_announced = time.monotonic() + _BROKERS_SECONDS, False
-    while time.monotonic() < deadline:
+    deadline, is_announced = time.monotonic() + BROKERS_SECONDS, False
+    while True:
         results = await asyncio.gather(*(check_broker(access, address) for address in access.bootstrap_servers))
         missing = [result for result in results if isinstance(result, Unreachable)]
-        if not missing:
+        is_late, is_transient = time.monotonic() >= deadline, any(result.is_transient for result in missing)
+        if not missing or (is_late and len(missing) < len(results)):
             return
+        if len(missing) == len(results) and (is_late or not is_transient):
+            advice = "start the brokers with `make kafka NODES=3`" if is_transient else missing[0].advice
+            raise ServiceError(f"{missing[0].address} {missing[0].reason}: {advice}; see also `{doctor}`")
         if not is_announced:
             _print_line(
                 f"waiting for the brokers, which `make kafka NODES=3` starts: {missing[0].address} {missing[0].reason}"
@@ -182,7 +203,7 @@ async def _create_topics(settings: LogSettings) -> None:
 
 
 async def _supervise(
-    member: Member, path: Path, program: str, supervisor: ChildSupervisor, stop: asyncio.Event, kill_now: asyncio.Event
+    member: Member, path: Path, supervisor: ChildSupervisor, stop: asyncio.Event, kill_now: asyncio.Event
 ) -> None:
     """Run the process and restart it until `stop`, then end it."""
     stopping = asyncio.ensure_future(stop.wait())
@@ -193,8 +214,7 @@ async def _supervise(
             started_at = time.monotonic()
             with log_file.open("ab") as output:
                 process = await asyncio.create_subprocess_exec(
-                    *shlex.split(program),
-                    *(member.role, "--config", str(path)),
+                    *(sys.executable, "-m", "eilpost", member.role, "--config", str(path)),
                     env=os.environ | member.environment,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,
@@ -279,8 +299,3 @@ Try, in another terminal: send mail (docs/install.md), and kill any process belo
   {run.format("queue")}
   {run.format("trace QUEUE_ID")}
 """
-
-
-def program() -> str:
-    """The command that starts eilpost in this Python."""
-    return shlex.join([sys.executable, "-m", "eilpost"])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import NamedTuple
 
 from mail.endpoint import parse
 from mail.settings import Settings
-from mail.settings_file import ENVIRONMENT_PREFIX
 
 
 class ListenSetting(NamedTuple):
@@ -19,10 +19,6 @@ class ListenSetting(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.section}.{self.key}"
-
-    @property
-    def variable(self) -> str:
-        return f"{ENVIRONMENT_PREFIX}{self.section}__{self.key}".upper()
 
     def address(self, settings: Settings) -> str:
         """Empty: not served."""
@@ -45,3 +41,8 @@ def bind_error(address: str) -> OSError | None:
     except OSError as error:
         return error
     return None
+
+
+def is_in_use(address: str) -> bool:
+    error = bind_error(address)
+    return error is not None and error.errno == errno.EADDRINUSE

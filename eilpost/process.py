@@ -7,7 +7,6 @@ needs no log. An error that an operator can correct is one line (ServiceError, S
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import resource
 from collections.abc import Callable, Coroutine, Sequence
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
-from eilpost.listen import HTTP, INGRESS, POP3, ListenSetting, bind_error
+from eilpost.listen import HTTP, INGRESS, POP3, ListenSetting, is_in_use
 from eilpost.maintenance import Maintenance
 from eilpost.tenants import tenant_queues
 from eilpost.wiring import (
@@ -187,19 +186,10 @@ async def _start(stack: AsyncExitStack, port: FileDirectory | Log | Spool) -> No
 
 def _check_ports(settings: Settings, *listening: ListenSetting) -> None:
     """Raises ServiceError that names all addresses in use."""
-    in_use = [setting for setting in listening if setting.address(settings) and _is_in_use(setting.address(settings))]
+    served = {setting: setting.address(settings) for setting in listening}
+    in_use = [f"{address} ({setting})" for setting, address in served.items() if address and is_in_use(address)]
     if in_use:
-        ports, others = ("port is", "another address") if len(in_use) == 1 else ("ports are", "other addresses")
-        addresses = ", ".join(setting.address(settings) for setting in in_use)
-        raise ServiceError(
-            f"{', '.join(map(str, in_use))}: cannot listen on {addresses}: the {ports} in use (is eilpost running"
-            f" already?); set {others} there, or by {', '.join(setting.variable for setting in in_use)}"
-        )
-
-
-def _is_in_use(address: str) -> bool:
-    error = bind_error(address)
-    return error is not None and error.errno == errno.EADDRINUSE
+        raise ServiceError(f"{', '.join(in_use)}: in use, perhaps by another eilpost; stop it, or set another address")
 
 
 def _ready_callback(

@@ -172,9 +172,9 @@ def make_history(process_config: ProcessConfig) -> HistoryLog:
     )
 
 
-def is_offline(history: HistoryLog) -> bool:
-    """Whether no process runs on the log that was read; always False on Kafka."""
-    return bool(getattr(history, "is_offline", False))
+def offline_location(history: HistoryLog) -> str:
+    """Where the log is that was read, if no process runs on it; else empty, as always on Kafka."""
+    return str(getattr(history, "location", "")) if getattr(history, "is_offline", False) else ""
 
 
 def make_spool(process_config: ProcessConfig) -> Spool:

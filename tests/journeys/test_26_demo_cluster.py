@@ -11,7 +11,6 @@ import poplib
 import re
 import signal
 import smtplib
-import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +23,7 @@ import pytest
 from eilpost import demo
 from tests.support.servers import supervised
 from tests.support.servers.kafka import ClusterFactory
-from tests.support.servers.ports import block_until, free_port
+from tests.support.servers.ports import block_until, free_ports_from
 
 pytestmark = [pytest.mark.kafka_cluster, pytest.mark.timeout(300)]
 
@@ -163,7 +162,7 @@ def sink_count(cluster: Running) -> int:
 
 
 def test_demo_cluster_survives_killed_processes_and_brokers(tmp_path: Path) -> None:
-    kafka_port, first = _free_in_a_row(*range(3), *range(100, 103)), _free_in_a_row(*range(PORTS))
+    kafka_port, first = free_ports_from(*range(3), *range(100, 103)), free_ports_from(*range(PORTS))
     smtp, pop3 = (first, first + 1), first + 2
     bootstrap = ",".join(f"127.0.0.1:{kafka_port + n}" for n in range(3))
     with (
@@ -207,7 +206,7 @@ def test_demo_cluster_survives_killed_processes_and_brokers(tmp_path: Path) -> N
 
 def test_processes_end_with_a_killed_demo(kafka_cluster: ClusterFactory, tmp_path: Path) -> None:
     brokers = kafka_cluster(3)
-    with make_cluster(tmp_path, f"kafka://{brokers.bootstrap}", _free_in_a_row(*range(PORTS))) as cluster:
+    with make_cluster(tmp_path, f"kafka://{brokers.bootstrap}", free_ports_from(*range(PORTS))) as cluster:
         until(lambda: cluster.said().count(" pid ") == 7, cluster.said)
         pids = list(cluster.pids())
         until(lambda: all(_lives(pid) for pid in pids), cluster.said)
@@ -222,20 +221,3 @@ def _lives(pid: int) -> bool:
         os.kill(pid, 0)
         return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     return False
-
-
-def _free_in_a_row(*steps: int) -> int:
-    """The first of `count` consecutive free ports."""
-    while True:
-        first = free_port()
-        if all(_is_free(first + step) for step in steps):
-            return first
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as trial:
-        try:
-            trial.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-        return True

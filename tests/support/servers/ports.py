@@ -19,14 +19,28 @@ def free_port() -> int:
         port = random.SystemRandom().randint(_FIRST, _LAST)
         if port in _given:
             continue
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        if not _is_free(port):
+            continue
         _given.add(port)
         return port
     raise RuntimeError("no free port")
+
+
+def free_ports_from(*steps: int) -> int:
+    """A free port `first` such that each `first + step` is free too."""
+    while True:
+        first = free_port()
+        if all(_is_free(first + step) for step in steps):
+            return first
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def wait_for_greeting(port: int, *, deadline_seconds: float = 20.0) -> bytes:

@@ -59,7 +59,7 @@ def test_trace_refuses_an_invalid_queue_id_and_a_missing_log(run: Run, home: Pat
 def test_queue_and_trace_read_a_log_without_a_server(run: Run, log: Path) -> None:
     status, out, err = run("queue")
     assert (status, samples.delivery(1).id in out, "451 4.3.0 Try again later" in out) == (0, True, True)
-    assert "no server is running on this log" in one_line(err)
+    assert f"no server is running on the log at {log} (configuration file: eilpost.toml): " in one_line(err)
     [line] = json.loads(run("queue", "--json")[1])
     assert (line["attempts"], line["state"], line["sender"]) == (1, "deferred", str(samples.BOB))
     site = format.format_site(samples.delivery(1).route)
