@@ -158,8 +158,8 @@ def _refuse_lost_targets(old: Snapshot, new: Snapshot) -> None:
         for target in targets:
             if _is_ours(old, target) and not _is_ours(new, target):
                 raise EditRefused(
-                    f"{target} is a target of the alias {alias}; change the alias in the file, or remove it with"
-                    f" `eilpost alias rm {alias}`, first"
+                    f"{target} is a target of the alias {alias}; first change the alias in the file, or remove it with"
+                    f" `eilpost alias rm {alias}`"
                 )
 
 
