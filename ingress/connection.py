@@ -1,9 +1,7 @@
-"""SMTP connection driver: reads octets, writes replies, runs time-outs. The only file that imports aiosmtpd.
+"""SMTP connection driver: reads octets, writes replies, runs time-outs.
 
-It keeps aiosmtpd's connection life cycle (task, writer, later TLS and AUTH) and replaces its line reader (LF ends a
-line), its parser (lenient), its timer (one for all of DATA) and its cancellation of work when the client disconnects
-(reasons: `tests/unit/ingress/test_aiosmtpd_overrides.py`). Replies are sent in order, no exception text reaches the
-client, and a disconnect never cancels an append.
+It replaces aiosmtpd's line reader (LF ends a line) and its parser (lenient). Replies are sent in order, no exception
+text reaches the client, and a disconnect never cancels an append.
 """
 
 from __future__ import annotations
@@ -13,10 +11,10 @@ from functools import cache
 from typing import Any
 
 import structlog
-from aiosmtpd.smtp import SMTP
 
 from ingress import replies
 from ingress.access_policy import ClientPolicy, normalize_ip
+from ingress.aiosmtpd_compat import SmtpProtocol
 from ingress.esmtp import LONGEST_LINE
 from ingress.framer import Framer
 from ingress.limits import IncomingData
@@ -39,17 +37,7 @@ _open_connections = cache(SMTP_CONNECTIONS.labels)
 _ended_sessions = cache(SMTP_SESSIONS.labels)
 
 
-class _NoHooks:
-    """aiosmtpd handler without hooks; the empty `__dir__` avoids its attribute scan per connection."""
-
-    def __dir__(self) -> list[str]:
-        return []
-
-
-_NO_HOOKS = _NoHooks()
-
-
-class Connection(SMTP):
+class Connection(SmtpProtocol):
     """One SMTP connection."""
 
     def __init__(
@@ -59,23 +47,16 @@ class Connection(SMTP):
         coalescer: WriteCoalescer,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        super().__init__(
-            _NO_HOOKS,
-            data_size_limit=None,
-            enable_SMTPUTF8=True,
-            hostname=listener.hostname,  # the default, getfqdn(), blocks for every connection
-            ident="eilpost",
-            timeout=listener.command_seconds,
-            loop=loop,
-        )
+        super().__init__(listener.hostname, loop)
         self._listener = listener
         self._connections = connections
         self._coalescer = coalescer
         self.framer = Framer(LONGEST_LINE)
         self._session = Session(listener, self, "", 0, ClientPolicy(may_relay=False, sender_must_resolve=True))
         self._waiter: asyncio.Future[None] | None = None
-        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
+        self._deadline = 0.0
         self._eof = False  # the client sends nothing more; it may still read
         self._lost = False
         self._reading_is_paused = False  # not `_paused`: asyncio uses that name for writing
@@ -85,9 +66,6 @@ class Connection(SMTP):
         self._incoming_data: IncomingData | None = None  # entry in the memory budget
         self._data_started_at = 0.0
         self.data_over_budget = False
-
-    def __dir__(self) -> list[str]:
-        return []  # aiosmtpd's dir() and getmembers() cost 360 us per connection
 
     # Transport events and timers
 
@@ -126,25 +104,25 @@ class Connection(SMTP):
     def connection_lost(self, error: Exception | None) -> None:
         # aiosmtpd would cancel the current command, even an append. The task sees `_lost` and ends.
         self._lost = True
-        if self._timeout_handle is not None:
-            self._timeout_handle.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         asyncio.StreamReaderProtocol.connection_lost(self, error)
         self.transport = None
         self._wake()
 
-    def _reset_timeout(self, duration: float | None = None) -> None:
+    def reset_timeout(self, seconds: float | None = None) -> None:
         # One timer per session checks the deadline when it fires, so moving the deadline is cheap.
-        self._deadline = self.loop.time() + (duration or self._timeout_duration)
-        if self._timeout_handle is None or self._timer_due > self._deadline:
+        self._deadline = self.loop.time() + (seconds or self._listener.command_seconds)
+        if self._timer is None or self._timer_due > self._deadline:
             self._arm_timer(self._deadline)
 
     def _arm_timer(self, due: float) -> None:
-        if self._timeout_handle is not None:
-            self._timeout_handle.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer_due = due
-        self._timeout_handle = self.loop.call_at(due, self._timeout_cb)
+        self._timer = self.loop.call_at(due, self._on_timer)
 
-    def _timeout_cb(self) -> None:
+    def _on_timer(self) -> None:
         now = self.loop.time()
         if self._deadline - now > 0.001:
             self._arm_timer(self._deadline)
@@ -176,17 +154,13 @@ class Connection(SMTP):
             self._client_transport.abort()
 
     @property
-    def task(self) -> asyncio.Task[None] | None:
-        return self._handler_coroutine
-
-    @property
     def _client_transport(self) -> asyncio.Transport | None:
         transport: asyncio.Transport | None = self.transport  # type: ignore[assignment]  # aiosmtpd declares BaseTransport
         return transport
 
     # Command loop
 
-    async def _handle_client(self) -> None:
+    async def serve(self) -> None:
         session = self._session
         admitted = self._listener.connection_limiter.acquire(session.ip, exempt=session.client_policy.may_relay)
         connections = _open_connections(self._listener.name)
@@ -236,7 +210,7 @@ class Connection(SMTP):
                 await self.handle_exception(error)
             self._command_in_progress = False
             self._release_memory()
-            self._reset_timeout()
+            self.reset_timeout()
             if self._draining:
                 self._schedule_drain()
             handled += 1
@@ -292,7 +266,7 @@ class Connection(SMTP):
         self._write_output()
         if self._has_unsent_output():
             try:
-                await self._writer.drain()
+                await self.drain_writer()
             except ConnectionError:
                 self._lost = True
 
@@ -342,7 +316,7 @@ class Connection(SMTP):
         seconds = self._listener.data_seconds
         limit = 5 * seconds + self.framer.data_held_bytes / _LONG_DATA_MIN_BYTES_PER_SECOND
         remaining = self._data_started_at + limit - self.loop.time()
-        self._reset_timeout(max(0.001, min(seconds, remaining)))
+        self.reset_timeout(max(0.001, min(seconds, remaining)))
 
     def has_capacity(self, size_bytes: int) -> bool:
         """Whether the memory budget allows message data of `size_bytes`."""
