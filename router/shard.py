@@ -18,7 +18,7 @@ from time import perf_counter
 import structlog
 
 from mail.directory import Directory
-from mail.log import Entry, LogUnavailable, LogUnusable, RouterShard, ShardLost
+from mail.log import Input, LogUnavailable, LogUnusable, RouterShard, ShardLost
 from mail.message import DeliveryId, QueueId, Spooled, queue_id_of
 from mail.outcome import Failed
 from mail.record import (
@@ -141,10 +141,10 @@ async def _route_batch(state: ShardState, queue: MailQueue, wait: timedelta) -> 
     return IDLE_WAIT if next_due is None else min(max(next_due - router.now(), timedelta(0)), IDLE_WAIT)
 
 
-async def _read_inputs(state: ShardState, wait: timedelta) -> list[Entry[Accepted] | Entry[Attempted]]:
+async def _read_inputs(state: ShardState, wait: timedelta) -> list[Input]:
     """Read the inputs of one commit, in steps, until the batch budget is used."""
     budget, router = state.budget, state.router
-    inputs: list[Entry[Accepted] | Entry[Attempted]] = []
+    inputs: list[Input] = []
     snapshot = router.directory.snapshot
     budget.reset()
     while limit := budget.read_limit:
@@ -191,7 +191,7 @@ async def _route_one_by_one(state: ShardState) -> None:
 async def _decide_and_commit(
     state: ShardState,
     queue: MailQueue,
-    inputs: Sequence[Entry[Accepted] | Entry[Attempted]],
+    inputs: Sequence[Input],
     due_max: int,
     due_ids: list[DeliveryId] | None = None,
 ) -> int:
@@ -223,9 +223,7 @@ async def _decide_and_commit(
     return len(due)
 
 
-async def _commit(
-    state: ShardState, batch: _Batch, inputs: Sequence[Entry[Accepted] | Entry[Attempted]], started: float
-) -> None:
+async def _commit(state: ShardState, batch: _Batch, inputs: Sequence[Input], started: float) -> None:
     shard, router = state.shard, state.router
     await state.content_placement.offload(batch.outputs, batch.queue)
     await shard.commit(batch.outputs, inputs)

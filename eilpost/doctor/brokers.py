@@ -15,14 +15,14 @@ from eilpost.doctor.finding import RIGHTS, Finding, fail, ok, warn
 from eilpost.format import format_age
 from mail.log import LogNotAuthorized, LogUnavailable, LogUnusable
 from mail.log.kafka import rights
-from mail.log.kafka.access import DELIVERY, ROUTER, Access, make_access
+from mail.log.kafka.access import Access, make_access
 from mail.log.kafka.certificates import RENEW_BEFORE, expiry
 from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.diagnose import Reachable, Unreachable, check_broker, unreachable_brokers
 from mail.log.kafka.history import CLOCK_SKEW_MAX, KafkaHistoryReader
 from mail.log.kafka.probe import Probe, probe_brokers
 from mail.log.kafka.topics import IN_SYNC_SAFE, REPLICATION_SAFE, TopicState, shard_counts_of
-from mail.log.topics import ALL_TOPICS, Topic
+from mail.log.topics import ALL_TOPICS, DELIVERY, ROUTER, Topic
 from mail.settings import LogSettings
 
 _CLOCK_WARN_SECONDS = 2.0

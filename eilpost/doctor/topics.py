@@ -16,7 +16,7 @@ from eilpost.output import Output
 from mail.log import LogUnusable
 from mail.log.kafka.access import Access
 from mail.log.kafka.topics import TopicState, problems, shard_counts_of
-from mail.log.topics import ALL_TOPICS, EVENTS, Topic
+from mail.log.topics import ALL_TOPICS, Topic
 from mail.settings import LogSettings
 from mail.units import format_duration, format_size
 
@@ -136,7 +136,7 @@ def _retention(view: TopicView) -> str:
     milliseconds, size = _number(view, "retention.ms"), _number(view, "retention.bytes")
     limits = [] if milliseconds is None or milliseconds < 0 else [_duration(milliseconds)]
     limits += [] if size is None or size < 0 else [format_size(size)]
-    return " or ".join(limits) or ("unlimited" if view.topic is EVENTS else "until consumed")
+    return " or ".join(limits) or ("until consumed" if view.topic.consumer else "unlimited")
 
 
 def _duration(milliseconds: int) -> str:

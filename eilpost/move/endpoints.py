@@ -135,9 +135,10 @@ async def require_unused(endpoint: Endpoint, print_message: Callable[[str], None
     """
     if endpoint.scheme != "kafka":
         return
-    from mail.log.kafka.access import DELIVERY, ROUTER, make_access
+    from mail.log.kafka.access import make_access
     from mail.log.kafka.cluster_info import ClusterInfo
     from mail.log.kafka.diagnose import explain_failure, require_broker
+    from mail.log.topics import DELIVERY, ROUTER
 
     access = make_access(log_settings(endpoint.process_config), endpoint.process_config.tenant)
     await require_broker(access)

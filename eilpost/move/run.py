@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 from eilpost.move.items import ContentCopier, MoveItem, item_of_accepted, item_of_queue_entry
 from eilpost.move.ownership import OwnedShards, own_all_shards
-from mail.log import DeliveryShard, Entry, Log, LogUnavailable, LogUnusable, RouterShard
+from mail.log import DeliveryShard, Entry, Input, Log, LogUnavailable, LogUnusable, RouterShard
 from mail.log.topics import shard_of_message
 from mail.message import DeliveryId, Inline, QueueId
 from mail.record import Accepted, Active, Attempted, Dispatched, Event, QueueEntry, Record, Settled, Waiting
@@ -28,8 +28,6 @@ _RETRY_WAIT = timedelta(milliseconds=200)
 _SHOWN = 5
 
 T = TypeVar("T")
-
-Input = Entry[Accepted] | Entry[Attempted]
 
 
 @dataclass(slots=True)

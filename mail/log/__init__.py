@@ -57,6 +57,9 @@ class Entry(Generic[R_co]):
     record: R_co
 
 
+Input = Entry[Accepted] | Entry[Attempted]  # of the router
+
+
 @dataclass(frozen=True, slots=True)
 class Usable:
     """The log accepts appends."""
@@ -121,7 +124,7 @@ class RouterShard(Protocol):
         """The shard's queue entries in batches: the latest record of each delivery, settled ones left out."""
         ...
 
-    async def read(self, limit: int, wait: timedelta) -> Sequence[Entry[Accepted] | Entry[Attempted]]:
+    async def read(self, limit: int, wait: timedelta) -> Sequence[Input]:
         """The next inputs, at most `limit`, in order within each topic; empty when none arrived within `wait`.
 
         Advances the read position, not the committed offset: the next owner reads uncommitted inputs again. Raises
@@ -129,11 +132,7 @@ class RouterShard(Protocol):
         """
         ...
 
-    async def commit(
-        self,
-        outputs: Sequence[Record],
-        consumed: Sequence[Entry[Accepted] | Entry[Attempted]],
-    ) -> None:
+    async def commit(self, outputs: Sequence[Record], consumed: Sequence[Input]) -> None:
         """Write all `outputs` and commit `consumed` atomically. `consumed` is everything read since the last commit.
         Raises ShardLost or LogUnavailable; the caller then discards its state, calls `rewind()` and replays.
         """

@@ -7,7 +7,7 @@ simulate a restart; `fail()` simulates a log that does not respond.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -21,6 +21,7 @@ from mail.log import (
     Down,
     Entry,
     Full,
+    Input,
     LogUnavailable,
     LogUnusable,
     OnReady,
@@ -30,12 +31,11 @@ from mail.log import (
 )
 from mail.log.codec import FrameError, decode, encode
 from mail.log.ownership import ExclusiveOwnership
-from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, EVENTS, QUEUE, ShardCounts, Topic, place
+from mail.log.topics import ACCEPTED, ATTEMPTED, CONSUMED_TOPICS, DISPATCHED, EVENTS, QUEUE, ShardCounts, Topic, place
 from mail.message import QueueId
 from mail.record import Accepted, Attempted, Dispatched, Event, QueueEntry, Record, received_time
 from mail.settings import LogSettings
 
-Input = Accepted | Attempted | Dispatched
 R = TypeVar("R", Accepted, Attempted, Dispatched)
 
 _REPLAY_BATCH = 500
@@ -78,10 +78,10 @@ class MemoryLog:
         self._offset = 0
         self._partitions: dict[tuple[str, int], _Partition[Any]] = {
             (topic.name, shard): _Partition(topic, shard)
-            for topic in (ACCEPTED, ATTEMPTED, DISPATCHED)
+            for topic in CONSUMED_TOPICS
             for shard in range(self.counts.of(topic))
         }
-        self._queue_entries: list[dict[str, bytes]] = [{} for _ in range(self.counts.by_queue_id)]
+        self._compacted: dict[tuple[str, int], dict[str, bytes]] = defaultdict(dict)
         self._events: dict[QueueId, list[tuple[datetime, bytes]]] = {}
         self._changed = asyncio.Event()  # replaced at each change
         self._router_ownership = ExclusiveOwnership("router")
@@ -102,7 +102,7 @@ class MemoryLog:
 
     async def oldest_unconsumed(self) -> datetime | None:
         first = [
-            received_time(cast("Input", _decode(frame, partition.topic, partition.shard, f"offset {offset}")))
+            received_time(cast("Accepted", _decode(frame, partition.topic, partition.shard, f"offset {offset}")))
             for partition in self._partitions.values()
             for offset, frame in islice(partition.unconsumed.items(), 1)
         ]
@@ -180,7 +180,7 @@ class MemoryLog:
         return [record for record in records if record.message.queue_id == queue_id]
 
     async def backlog(self) -> Backlog:
-        return Backlog(*(self._count_unconsumed(topic) for topic in (ACCEPTED, DISPATCHED, ATTEMPTED)))
+        return Backlog(*map(self._count_unconsumed, CONSUMED_TOPICS))
 
     # --- for the shards
 
@@ -195,9 +195,9 @@ class MemoryLog:
             self._offset += 1
             topic, shard, key = place(record, self.counts)
             if frame is None:
-                self._queue_entries[shard].pop(key, None)
-            elif topic is QUEUE:
-                self._queue_entries[shard][key] = frame
+                self._compacted[topic.name, shard].pop(key, None)
+            elif topic.compacted:
+                self._compacted[topic.name, shard][key] = frame
             elif isinstance(record, Event):
                 self._events.setdefault(record.queue_id, []).append((record.time, frame))
             else:
@@ -206,11 +206,12 @@ class MemoryLog:
             self._partitions[entry.topic, entry.shard].unconsumed.pop(entry.offset, None)
         self.notify()
 
+    def read_compacted(self, topic: Topic, shard: int) -> list[Record]:
+        """The last record of each key."""
+        return [_decode(frame, topic, shard, f"key {key}") for key, frame in self._compacted[topic.name, shard].items()]
+
     def queue_entries_of_shard(self, shard: int) -> list[QueueEntry]:
-        return [
-            cast("QueueEntry", _decode(frame, QUEUE, shard, f"key {key}"))
-            for key, frame in list(self._queue_entries[shard].items())
-        ]
+        return cast("list[QueueEntry]", self.read_compacted(QUEUE, shard))
 
     def notify(self) -> None:
         self._changed.set()
@@ -247,11 +248,11 @@ class _MemoryRouterShard:
         while batch := list(islice(entries, _REPLAY_BATCH)):
             yield batch
 
-    async def read(self, limit: int, wait: timedelta) -> Sequence[Entry[Accepted] | Entry[Attempted]]:
+    async def read(self, limit: int, wait: timedelta) -> Sequence[Input]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait.total_seconds()
         while not self._is_lost:
-            entries: list[Entry[Accepted] | Entry[Attempted]] = []
+            entries: list[Input] = []
             for partition in self._inputs:
                 entries += partition.read(limit - len(entries))
             if entries or loop.time() >= deadline:
@@ -259,7 +260,7 @@ class _MemoryRouterShard:
             await self._log.wait_for_change(deadline)
         raise ShardLost
 
-    async def commit(self, outputs: Sequence[Record], consumed: Sequence[Entry[Accepted] | Entry[Attempted]]) -> None:
+    async def commit(self, outputs: Sequence[Record], consumed: Sequence[Input]) -> None:
         await asyncio.sleep(0)
         if self._is_closed:
             raise ShardLost

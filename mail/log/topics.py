@@ -9,30 +9,43 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
-from datetime import timedelta
+from enum import Enum, auto
 from typing import NamedTuple, assert_never
 
 from mail.message import QueueId, queue_id_of
 from mail.record import Accepted, Attempted, Delivery, Dispatched, Event, QueueEntry, Record, Settled
 from mail.route import ToMailbox, ToMx, ToRelay, Unresolved
 
+ROUTER, DELIVERY = "router", "delivery"  # roles that consume topics
+
+
+class Partitioning(Enum):
+    QUEUE_ID = auto()
+    ROUTE = auto()  # `partition_key`
+    NONE = auto()  # one shard
+
 
 @dataclass(frozen=True, slots=True)
 class Topic:
-    """`retention`: age at which records are removed; None: they are removed once consumed, never by age."""
+    """A topic, as data for every adapter. Records are removed once `consumer`, a role, has consumed them; without one,
+    when a later record has the same key (`compacted`), or by age.
+    """
 
     name: str
+    consumer: str = ""
     compacted: bool = False
-    retention: timedelta | None = None
+    partitioning: Partitioning = Partitioning.QUEUE_ID
 
 
-ACCEPTED = Topic("accepted")
+ACCEPTED = Topic("accepted", ROUTER)
 QUEUE = Topic("queue", compacted=True)
-DISPATCHED = Topic("dispatched")
-ATTEMPTED = Topic("attempted")
-EVENTS = Topic("events", retention=timedelta(days=7))
+DISPATCHED = Topic("dispatched", DELIVERY, partitioning=Partitioning.ROUTE)
+ATTEMPTED = Topic("attempted", ROUTER)
+EVENTS = Topic("events")
 
 ALL_TOPICS = (ACCEPTED, QUEUE, DISPATCHED, ATTEMPTED, EVENTS)
+CONSUMED_TOPICS = tuple(topic for topic in ALL_TOPICS if topic.consumer)  # the embedded log stores their positions
+CONSUMED_BY = {role: tuple(topic for topic in CONSUMED_TOPICS if topic.consumer == role) for role in (ROUTER, DELIVERY)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +58,13 @@ class ShardCounts:
     of_dispatched: int = 1
 
     def of(self, topic: Topic) -> int:
-        return self.of_dispatched if topic is DISPATCHED else self.by_queue_id
+        match topic.partitioning:
+            case Partitioning.QUEUE_ID:
+                return self.by_queue_id
+            case Partitioning.ROUTE:
+                return self.of_dispatched
+            case Partitioning.NONE:
+                return 1
 
 
 RELAY_BUCKETS = 16

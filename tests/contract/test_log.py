@@ -10,10 +10,10 @@ import pytest
 
 from mail.log import Log
 from mail.log.embedded import EmbeddedLog, database_thread
-from mail.log.embedded.commit import Change, NewEntry, queue_key, shard_base_id
+from mail.log.embedded.commit import Change, NewEntry, compacted_key, shard_base_id
 from mail.log.embedded.store import Store
 from mail.log.memory import MemoryLog
-from mail.log.topics import EVENTS, QUEUE, Topic
+from mail.log.topics import EVENTS, Topic
 from mail.message import QueueId
 from mail.settings import LogSettings
 from tests.contract.log_contract import Harness, LogContract
@@ -36,8 +36,8 @@ class MemoryHarness:
 
     async def append_frame(self, log: Log, topic: Topic, shard: int, frame: bytes, key: str) -> None:
         assert isinstance(log, MemoryLog)
-        if topic is QUEUE:
-            log._queue_entries[shard][key] = frame
+        if topic.compacted:
+            log._compacted[topic.name, shard][key] = frame
         elif topic is EVENTS:
             log._events[QueueId(key)] = [(NOON, frame)]
         else:
@@ -83,8 +83,8 @@ class EmbeddedHarness:
 
     async def append_frame(self, log: Log, topic: Topic, shard: int, frame: bytes, key: str) -> None:
         assert isinstance(log, EmbeddedLog)
-        if topic is QUEUE:
-            change = Change(queue_entries={queue_key(shard, key): frame})
+        if topic.compacted:
+            change = Change(compacted={compacted_key(topic, shard, key): frame})
         elif topic is EVENTS:
             change = Change(events=[(int(NOON.timestamp() * 1000), key, frame)])
         else:

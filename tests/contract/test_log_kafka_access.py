@@ -20,9 +20,9 @@ from eilpost.doctor import brokers
 from eilpost.doctor.finding import RIGHTS, Level
 from mail.log import DeliveryShard, Down, LogNotAuthorized, LogUnavailable, RouterShard
 from mail.log.kafka import KafkaLog
-from mail.log.kafka.access import ROUTER, make_access
+from mail.log.kafka.access import make_access
 from mail.log.kafka.cluster_info import ClusterInfo
-from mail.log.topics import ACCEPTED
+from mail.log.topics import ACCEPTED, ROUTER
 from mail.queue_id import new_queue_id
 from mail.settings import LogSettings
 from tests.contract.log_contract import Harness

@@ -14,7 +14,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from deploy.kafka.cluster import Cluster
-from mail.log.kafka.access import ROUTER, make_access
+from mail.log.kafka.access import make_access
+from mail.log.topics import ROUTER
 from mail.record import Settled
 from mail.settings import LogSettings
 from tests.contract.log_contract.harness import (

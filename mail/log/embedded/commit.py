@@ -17,15 +17,14 @@ from types import MappingProxyType
 import orjson
 
 from mail.log.codec import encode
-from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, QUEUE, ShardCounts, Topic, place
+from mail.log.topics import CONSUMED_TOPICS, QUEUE, ShardCounts, Topic, place
 from mail.message import Inline
 from mail.record import Accepted, Dispatched, Event, Record
 
 _OFFSET_BITS = 50
 _OFFSET_MASK = (1 << _OFFSET_BITS) - 1
 _SHARD_BITS = 11
-_TOPICS = (ACCEPTED, DISPATCHED, ATTEMPTED)  # in the order of their numbers, which the file stores
-_NUMBERS = {topic.name: number for number, topic in enumerate(_TOPICS)}
+_NUMBERS = {topic.name: number for number, topic in enumerate(CONSUMED_TOPICS)}  # the file stores them
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 
@@ -33,13 +32,13 @@ OFFSET_MAX = _OFFSET_MASK
 NO_SOURCES: Mapping[int, int] = MappingProxyType({})
 
 # `bodies` are [id, checksum, position, length], `entries` [id, body, entry with the same body, position, length] (0:
-# none), `queue_entries` [key, position, length], `events` [id, time, queue id, position, length]; position (from 1) and
+# none), `compacted` [key, position, length], `events` [id, time, queue id, position, length]; position (from 1) and
 # length locate the bytes in `frames`. `accepted` and `attempted` are ranges of consumed ids, [first, last];
 # `dispatched` are consumed ids; `appended` is the number of new entries of each topic. An entry that shares the body of
 # a missing entry gets NULL; the table refuses it, and with it the whole batch.
 UNPACK = """
 CREATE TEMP VIEW batch (
-    frames, bodies, entries, queue_entries, settled, events, appended, accepted, dispatched, attempted, top_offset
+    frames, bodies, entries, compacted, settled, events, appended, accepted, dispatched, attempted, top_offset
 ) AS SELECT 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0;
 
 CREATE TEMP TRIGGER unpack INSTEAD OF INSERT ON batch BEGIN
@@ -55,7 +54,7 @@ CREATE TEMP TRIGGER unpack INSTEAD OF INSERT ON batch BEGIN
         FROM json_each(NEW.entries);
     INSERT OR REPLACE INTO pending (key, frame)
         SELECT json_extract(value, '$[0]'), substr(NEW.frames, json_extract(value, '$[1]'), json_extract(value, '$[2]'))
-        FROM json_each(NEW.queue_entries);
+        FROM json_each(NEW.compacted);
     DELETE FROM pending WHERE key IN (SELECT value FROM json_each(NEW.settled));
     INSERT INTO event (id, time, queue_id, frame)
         SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), json_extract(value, '$[2]'),
@@ -95,12 +94,12 @@ def offset_of(entry_id: int) -> int:
 def topic_and_shard_of(entry_id: int) -> tuple[str, int]:
     """Topic name and shard of an entry."""
     shard_number = entry_id >> _OFFSET_BITS
-    return _TOPICS[shard_number >> _SHARD_BITS].name, shard_number & ((1 << _SHARD_BITS) - 1)
+    return CONSUMED_TOPICS[shard_number >> _SHARD_BITS].name, shard_number & ((1 << _SHARD_BITS) - 1)
 
 
-def queue_key(shard: int, key: str) -> str:
-    """Key that sorts queue entries by shard, then by queue id."""
-    return f"{shard:04d}/{key}"
+def compacted_key(topic: Topic, shard: int, key: str) -> str:
+    """Key that sorts by topic, shard and key; the topic `queue` has no name in it."""
+    return f"{'' if topic is QUEUE else topic.name}{shard:04d}/{key}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +121,7 @@ class Change:
     """The changes of one request, committed atomically."""
 
     entries: list[NewEntry] = field(default_factory=list)
-    queue_entries: dict[str, bytes | None] = field(default_factory=dict)  # queue_key -> frame, None: settled
+    compacted: dict[str, bytes | None] = field(default_factory=dict)  # compacted_key -> frame, None: settled
     events: list[tuple[int, str, bytes]] = field(default_factory=list)  # (milliseconds, queue id, frame)
     ranges: list[tuple[int, int]] = field(default_factory=list)  # consumed accepted or attempted, by id
     finished: list[int] = field(default_factory=list)  # consumed entries of dispatched
@@ -138,8 +137,8 @@ class Change:
                 self.events.append((milliseconds(record.time), record.queue_id, frame))
             else:
                 topic, shard, key = place(record, counts)
-                if topic is QUEUE:
-                    self.queue_entries[queue_key(shard, key)] = frame
+                if topic.compacted:
+                    self.compacted[compacted_key(topic, shard, key)] = frame
                 else:
                     assert frame is not None
                     content = inline_content(record)
@@ -178,7 +177,7 @@ def pack(changes: Sequence[Change], offset: int) -> tuple[Sequence[int], tuple[b
     appended = [0, 0, 0]
     consumed: tuple[list[tuple[int, int]], ...] = ([], [], [])
     finished: list[int] = []
-    queue_entries: dict[str, bytes | None] = {}
+    compacted: dict[str, bytes | None] = {}
     for change in changes:
         for entry in change.entries:
             offset += 1
@@ -198,13 +197,13 @@ def pack(changes: Sequence[Change], offset: int) -> tuple[Sequence[int], tuple[b
             events.append((offset, time, queue_id, position, len(frame)))
             frames.append(frame)
             position += len(frame)
-        queue_entries.update(change.queue_entries)
+        compacted.update(change.compacted)
         for id_range in change.ranges:
             consumed[id_range[0] >> _OFFSET_BITS + _SHARD_BITS].append(id_range)
         finished += change.finished
     queue_rows: list[tuple[str, int, int]] = []
     settled: list[str] = []
-    for key, frame_or_none in queue_entries.items():
+    for key, frame_or_none in compacted.items():
         if frame_or_none is None:
             settled.append(key)
         else:

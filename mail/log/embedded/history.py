@@ -56,7 +56,7 @@ def read_page(store: Store, query: Query, cursor: int | str | None) -> Page:
             key = cast("str", cursor or "")
             if queue_id:
                 shard = shard_of_message(queue_id, store.counts)
-                rows = store.queue_entries(shard, key, _PAGE_ROWS, delivery_prefix(queue_id))
+                rows = store.compacted(QUEUE, shard, key, _PAGE_ROWS, delivery_prefix(queue_id))
             else:
                 rows = store.all_queue_entries(key, _PAGE_ROWS)
             return Page([frame for _, frame in rows], rows[-1][0] if rows else None)

@@ -15,7 +15,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar, cast
 
-from mail.log import Entry, LogUnavailable, ShardLost
+from mail.log import Entry, Input, LogUnavailable, ShardLost
 from mail.log.codec import FrameError, decode
 from mail.log.embedded.commit import Change, inline_content, offset_of, shard_base_id, topic_and_shard_of
 from mail.log.embedded.store import EntryRow, Store, unreadable
@@ -170,7 +170,7 @@ class EmbeddedRouterShard:
 
     async def replay(self) -> AsyncIterator[Sequence[QueueEntry]]:
         key = ""
-        query = partial(Store.queue_entries, shard=self.number, limit=_REPLAY_BATCH)
+        query = partial(Store.compacted, topic=QUEUE, shard=self.number, limit=_REPLAY_BATCH)
         while rows := await self._writer.query(partial(query, after=key)):
             key = rows[-1][0]
             yield [self._decode_queue_entry(*row) for row in rows]
@@ -182,7 +182,7 @@ class EmbeddedRouterShard:
             position = f"{QUEUE.name}, shard {self.number}, key {key.partition('/')[2]}"
             raise unreadable(self._writer.location, position, reason) from None
 
-    async def read(self, limit: int, wait: timedelta) -> Sequence[Entry[Accepted] | Entry[Attempted]]:
+    async def read(self, limit: int, wait: timedelta) -> Sequence[Input]:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait.total_seconds()
         while not self._is_lost:
@@ -203,7 +203,7 @@ class EmbeddedRouterShard:
             await _wait(self._wakeup, deadline)
         raise ShardLost
 
-    async def commit(self, outputs: Sequence[Record], consumed: Sequence[Entry[Accepted] | Entry[Attempted]]) -> None:
+    async def commit(self, outputs: Sequence[Record], consumed: Sequence[Input]) -> None:
         change, sources = Change(), _content_sources(consumed)
         for start in range(0, len(outputs), _ENCODE_BATCH):
             change.add(outputs[start : start + _ENCODE_BATCH], self._writer.counts, sources)
@@ -271,7 +271,7 @@ class EmbeddedDeliveryShard:
             await self._writer.change(change, (attempted,))
 
 
-def _content_sources(consumed: Sequence[Entry[Accepted] | Entry[Attempted]]) -> dict[int, int]:
+def _content_sources(consumed: Sequence[Input]) -> dict[int, int]:
     """Entries with stored content, by the identity of its bytes, which the caller keeps alive."""
     return {
         id(content): shard_base_id(ACCEPTED, entry.shard) + entry.offset

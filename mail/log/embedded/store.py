@@ -20,8 +20,8 @@ import orjson
 
 from mail.log import Backlog, LogUnusable
 from mail.log.codec import FrameError, decode
-from mail.log.embedded.commit import INSERT, OFFSET_MAX, UNPACK, Change, pack, queue_key, shard_base_id
-from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, ShardCounts, Topic
+from mail.log.embedded.commit import INSERT, OFFSET_MAX, UNPACK, Change, compacted_key, pack, shard_base_id
+from mail.log.topics import CONSUMED_TOPICS, ShardCounts, Topic
 from mail.record import Record
 
 APPLICATION_ID = 0x65696C70  # "eilp"
@@ -242,7 +242,7 @@ class Store:
     def first_entries(self) -> list[tuple[int, bytes]]:
         """Id and frame, without content, of the first entry of every shard of every topic."""
         entries: list[tuple[int, bytes]] = []
-        for topic in (ACCEPTED, DISPATCHED, ATTEMPTED):
+        for topic in CONSUMED_TOPICS:
             for shard in range(self.counts.of(topic)):
                 first = shard_base_id(topic, shard)
                 entries += self._connection.execute(
@@ -251,17 +251,17 @@ class Store:
                 )
         return entries
 
-    def queue_entries(self, shard: int, after: str, limit: int, prefix: str = "") -> Sequence[tuple[str, bytes]]:
-        """Queue entries of a shard after the key `after` ("": from the start) whose ids begin with `prefix`, in
+    def compacted(self, topic: Topic, shard: int, after: str, limit: int, prefix: str = "") -> list[tuple[str, bytes]]:
+        """The last records of a shard after the key `after` ("": from the start) whose keys begin with `prefix`, in
         order, about 4 MiB.
         """
-        first, last = max(after, queue_key(shard, prefix)), queue_key(shard, prefix + "\U0010ffff")
+        first = compacted_key(topic, shard, prefix)
         statement = "SELECT key, frame FROM pending WHERE key > ? AND key < ? ORDER BY key LIMIT ?"
-        return _bounded(self._connection.execute(statement, (first, last, limit)))
+        return _bounded(self._connection.execute(statement, (max(after, first), f"{first}\U0010ffff", limit)))
 
-    def all_queue_entries(self, after: str, limit: int) -> Sequence[tuple[str, bytes]]:
-        """As `queue_entries`, of all shards."""
-        statement = "SELECT key, frame FROM pending WHERE key > ? ORDER BY key LIMIT ?"
+    def all_queue_entries(self, after: str, limit: int) -> list[tuple[str, bytes]]:
+        """As `compacted`, of all shards of `queue`: the only keys that begin with a digit."""
+        statement = "SELECT key, frame FROM pending WHERE key > ? AND key < ':' ORDER BY key LIMIT ?"
         return _bounded(self._connection.execute(statement, (after, limit)))
 
     def events(self, queue_id: str, after: int, limit: int) -> Sequence[tuple[int, bytes]]:

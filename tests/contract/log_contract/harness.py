@@ -13,14 +13,9 @@ from typing import Protocol, TypeVar
 
 from msgspec.structs import replace
 
-from mail.log import (
-    DeliveryShard,
-    Entry,
-    Log,
-    RouterShard,
-)
+from mail.log import DeliveryShard, Entry, Input, Log, RouterShard
 from mail.log.topics import Topic
-from mail.record import Accepted, Attempted, Dispatched, Event, QueueEntry, Record
+from mail.record import Accepted, Dispatched, Event, QueueEntry, Record
 from mail.settings import LogSettings
 from tests.support.builders.records import (
     queue_id,
@@ -83,8 +78,8 @@ async def _owned_shard(own: Callable[..., Awaitable[None]], number: int, seconds
         await owner
 
 
-async def read_inputs(shard: RouterShard, count: int, limit: int = 100) -> list[Entry[Accepted] | Entry[Attempted]]:
-    inputs: list[Entry[Accepted] | Entry[Attempted]] = []
+async def read_inputs(shard: RouterShard, count: int, limit: int = 100) -> list[Input]:
+    inputs: list[Input] = []
     while len(inputs) < count:
         more = await shard.read(limit, SOON)
         assert more, f"{count - len(inputs)} inputs did not arrive"
@@ -105,7 +100,7 @@ async def replay_all(shard: RouterShard) -> list[QueueEntry]:
     return [record async for batch in shard.replay() for record in batch]
 
 
-def records_of(entries: Sequence[Entry[Accepted] | Entry[Attempted]]) -> list[Record]:
+def records_of(entries: Sequence[Input]) -> list[Record]:
     return [entry.record for entry in entries]
 
 

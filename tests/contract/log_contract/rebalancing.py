@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from mail.log import DeliveryShard, Entry, RouterShard, ShardLost
+from mail.log import DeliveryShard, Entry, Input, RouterShard, ShardLost
 from mail.message import DeliveryId, delivery_id
 from mail.record import Accepted, Attempted, Dispatched
 from mail.route import ToMx
@@ -109,7 +109,7 @@ class RebalanceTests:
         log = await harness.make(LogSettings(shards=2))
         for number in range(20):
             await log.append(accepted(number))
-        stale: dict[int, tuple[RouterShard, list[Entry[Accepted] | Entry[Attempted]]]] = {}
+        stale: dict[int, tuple[RouterShard, list[Input]]] = {}
         owned: dict[int, RouterShard] = {}
         first_stop, second_stop, sleeps = asyncio.Event(), asyncio.Event(), asyncio.Event()
 

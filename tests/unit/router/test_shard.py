@@ -14,6 +14,7 @@ import structlog
 from mail.log import (
     DeliveryShard,
     Entry,
+    Input,
     LogUnavailable,
     LogUnusable,
     OnReady,
@@ -300,7 +301,7 @@ async def test_failed_rewind_is_repeated_before_the_next_read() -> None:
             for batch in ():
                 yield batch
 
-        async def read(self, limit: int, wait: timedelta) -> Sequence[Entry[Accepted] | Entry[Attempted]]:
+        async def read(self, limit: int, wait: timedelta) -> Sequence[Input]:
             calls.append("take")
             if calls.count("take") > 1:
                 raise ShardLost
