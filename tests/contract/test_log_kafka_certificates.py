@@ -13,12 +13,12 @@ from structlog.testing import capture_logs
 
 from deploy.kafka.cluster import Cluster
 from mail.log import Usable
-from mail.log.kafka import certificates
 from mail.settings import LogSettings
 from mail.telemetry import REGISTRY
 from tests.support.builders import records as samples
 from tests.support.builders.certificates import Authority, Mount
 from tests.support.clients.commands import secured_log
+from tests.support.kafka_timeouts import set_timeouts
 from tests.support.servers import kafka
 from tests.support.servers.kafka_log import running, settings_on
 from tests.support.servers.ports import wait_until
@@ -39,7 +39,7 @@ def expiry_shown() -> float:
 async def test_new_connections_use_the_renewed_certificate(
     strict_node: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(certificates, "POLL_SECONDS", 0.1)
+    set_timeouts(monkeypatch, watch_seconds=0.1)
     secured = strict_node.credentials
     assert secured is not None
     authority = Authority.read(secured.ca, secured.ca.parent / "ca.key")

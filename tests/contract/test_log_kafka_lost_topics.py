@@ -13,7 +13,6 @@ import pytest
 from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition
 
 from mail.log import DeliveryShard, LogUnavailable, RouterShard, ShardLost
-from mail.log.kafka import topic_watcher
 from mail.log.kafka.access import make_access
 from mail.log.kafka.create_topics import open_admin
 from mail.log.kafka.partition_reader import PartitionReader, TopicRecreated
@@ -22,6 +21,7 @@ from mail.record import Accepted
 from mail.settings import LogSettings
 from tests.contract.log_contract.harness import SOON, delivery_shard_of, read_dispatches, read_inputs, router_shard_of
 from tests.support.builders.records import accepted, attempted, dispatched
+from tests.support.kafka_timeouts import set_timeouts
 from tests.support.servers.kafka_log import make_topics, running, settings_on
 from tests.support.servers.ports import wait_until
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.kafka
 
 @pytest.fixture(autouse=True)
 def _without_topic_watcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topic_watcher, "POLL_SECONDS", 3600.0)
+    set_timeouts(monkeypatch, watch_seconds=3600.0)
 
 
 async def recreate_topics(settings: LogSettings, *topics: Topic) -> None:
@@ -115,7 +115,7 @@ async def test_inputs_of_a_recreated_topic_are_read_from_its_beginning(kafka_boo
 async def test_a_committed_offset_beyond_the_end_restarts_at_the_first_record(
     kafka_bootstrap: str, topic: Topic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mail.log.kafka.partition_reader._TRUNCATION_SECONDS", 0.5)
+    set_timeouts(monkeypatch, truncation_seconds=0.5)
     monkeypatch.setattr("mail.log.kafka.partition_reader._TRUNCATION_CHECKS", 2)
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     access = make_access(settings)

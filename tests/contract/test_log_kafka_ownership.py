@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from mail.log import DeliveryShard, Entry, RouterShard, ShardLost
 from mail.log.codec import encode
-from mail.log.kafka import KafkaLog, membership
+from mail.log.kafka import KafkaLog
 from mail.log.kafka.access import make_access
 from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.committed_offset import OffsetTracker
@@ -43,6 +43,7 @@ from tests.support.builders.records import (
     queue_entry,
     queue_id,
 )
+from tests.support.kafka_timeouts import set_timeouts
 from tests.support.servers.kafka_log import append_frame, make_topics, running, settings_on
 from tests.support.servers.ports import wait_until
 
@@ -162,7 +163,7 @@ async def test_a_drain_that_takes_too_long_is_cancelled(kafka_bootstrap: str, mo
     """After the drain time-out the next owner gets all unfinished entries, and later finishes of the first owner are
     refused.
     """
-    monkeypatch.setattr("mail.log.kafka.DRAIN_SECONDS", 0.5)
+    set_timeouts(monkeypatch, drain_seconds=0.5)
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=2)
 
     def dispatch_to_site(n: int) -> Dispatched:
@@ -278,7 +279,7 @@ async def test_an_unreadable_record_stops_its_shard_and_no_other(
     settings = settings_on(kafka_bootstrap, shards=2, delivery_shards=1)
     await make_topics(settings)
     await append_frame(settings, ACCEPTED, 0, frame_of_version(9, accepted(1)))
-    monkeypatch.setattr(membership, "_UNREADABLE_RETRY_SECONDS", 0.5)
+    set_timeouts(monkeypatch, unreadable_retry_seconds=0.5)
     offsets: list[int] = []
     tries = 0
 
@@ -301,8 +302,7 @@ async def test_an_unreadable_record_stops_its_shard_and_no_other(
 
 
 async def test_new_partitions_of_dispatched_lose_nothing(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mail.log.kafka.topic_watcher.POLL_SECONDS", 0.3)
-    monkeypatch.setattr("mail.log.kafka.access.METADATA_SECONDS", 0.5)
+    set_timeouts(monkeypatch, watch_seconds=0.3, metadata_seconds=0.5)
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
 
     def dispatch_to_site(n: int) -> Dispatched:

@@ -22,7 +22,6 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 
 from mail.log import DeliveryShard, LogUnavailable, LogUnusable, ShardLost
 from mail.log.codec import encode
-from mail.log.kafka import cluster_info as cluster_info_module
 from mail.log.kafka.access import Access, make_access
 from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.partition_reader import PartitionReader
@@ -37,6 +36,7 @@ from tests.contract.log_contract.harness import (
 )
 from tests.contract.test_log_kafka_ownership import ShardOwner
 from tests.support.builders.records import accepted, attempted, dispatched
+from tests.support.kafka_timeouts import set_timeouts
 from tests.support.servers.kafka_log import append_frame, running, settings_on
 from tests.support.servers.ports import wait_until
 
@@ -66,7 +66,7 @@ async def test_unanswered_offset_fetch_is_not_an_empty_answer(
         committed = await cluster_info.committed_offsets(f"{settings.prefix}delivery", [at])  # retries empty answers
         assert committed[at].offset >= 3
         empty_answers = 1_000_000
-        monkeypatch.setattr(cluster_info_module, "_CALL_SECONDS", 1.0)
+        set_timeouts(monkeypatch, query_seconds=1.0)
         with pytest.raises(LogUnavailable):
             await cluster_info.committed_offsets(f"{settings.prefix}delivery", [at])
 
@@ -161,8 +161,7 @@ async def test_a_reader_opens_without_aiokafkas_retry_pause(
 
 
 async def test_a_stuck_reader_is_reopened(kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mail.log.kafka.partition_reader._STUCK_SECONDS", 0.5)
-    monkeypatch.setattr("mail.log.kafka.partition_reader._RECHECK_SECONDS", 0.3)
+    set_timeouts(monkeypatch, stuck_seconds=0.5, stuck_recheck_seconds=0.3)
     settings = settings_on(kafka_bootstrap, shards=1, delivery_shards=1)
     async with running(settings) as log:
         async with router_shard_of(log) as router:

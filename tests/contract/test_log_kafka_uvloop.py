@@ -12,7 +12,7 @@ import pytest
 from aiokafka.client import ConnectionGroup
 from aiokafka.conn import AIOKafkaConnection
 
-from mail.log.kafka import KafkaLog, membership, partition_reader
+from mail.log.kafka import KafkaLog
 from mail.log.kafka.access import make_access
 from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.partition_reader import PartitionReader
@@ -20,6 +20,7 @@ from mail.log.topics import ACCEPTED
 from tests.contract.log_contract.harness import read_inputs, records_of, router_shard_of
 from tests.contract.test_log_kafka_ownership import ShardOwner
 from tests.support.builders.records import accepted
+from tests.support.kafka_timeouts import set_timeouts
 from tests.support.servers.kafka_log import running, settings_on
 from tests.support.servers.ports import wait_until
 
@@ -136,7 +137,7 @@ async def test_a_leader_that_hangs_in_a_rebalance_is_replaced(
     kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """aiokafka's `getmany` does not return during a rebalance, so a caller that waits in it could not check."""
-    monkeypatch.setattr(membership, "REBALANCE_SECONDS", 1.0)
+    set_timeouts(monkeypatch, rebalance_seconds=1.0)
     async with running(settings_on(kafka_bootstrap, shards=2, delivery_shards=1)) as log:
         owner = ShardOwner(log.own_router_shards)
         await owner.owns(2)
@@ -152,7 +153,7 @@ async def test_a_leader_that_hangs_in_a_rebalance_is_replaced(
 async def test_a_client_that_does_not_stop_in_time_is_aborted(
     kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(partition_reader, "_CLOSE_SECONDS", 0.1)
+    set_timeouts(monkeypatch, close_seconds=0.1)
     async with running(settings_on(kafka_bootstrap, shards=1, delivery_shards=1)) as log:
         at = log._access.partition(ACCEPTED, 0)
         reader = PartitionReader(log._access, [at])

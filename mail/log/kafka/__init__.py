@@ -6,7 +6,7 @@ that the topics pass the checks in `topics`. A fenced owner commits nothing, and
 """
 
 # When a broker hangs: `circuit_breaker` keeps clients from connecting to it; `producer.condition` becomes Down after an
-# overdue append, and new mail gets 421; a router commit fails after `transactional_producer.COMMIT_SECONDS`, and the
+# overdue append, and new mail gets 421; a router commit fails after `timeouts.transaction_commit_seconds`, and the
 # shard is rewound; `membership` joins its group again when `liveness` misses heartbeats; a `partition_reader` that
 # receives nothing is reopened.
 
@@ -31,29 +31,26 @@ from mail.log import (
     OnReady,
     RouterShardProcessor,
 )
-from mail.log.kafka.access import CLIENT_ERRORS, DELIVERY, ROUTER, Access, make_access
+from mail.log.kafka.access import CLIENT_ERRORS, Access, make_access
+from mail.log.kafka.aiokafka_compat.log_filter import install_log_filter
 from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.delivery_shard import KafkaDeliveryShard
 from mail.log.kafka.diagnose import explain_failure, require_broker
 from mail.log.kafka.history import HistoryQueries, KafkaHistoryReader
 from mail.log.kafka.history import KafkaHistory as KafkaHistory
-from mail.log.kafka.log_filter import install_log_filter
 from mail.log.kafka.membership import Membership
 from mail.log.kafka.offset_committer import OffsetCommitter
 from mail.log.kafka.producer import Producer
 from mail.log.kafka.router_shard import KafkaRouterShard
 from mail.log.kafka.tenant_producers import TenantProducers
+from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.kafka.topic_watcher import TopicWatcher
-from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, ShardCounts
+from mail.log.topics import ACCEPTED, CONSUMED_BY, DELIVERY, DISPATCHED, ROUTER, ShardCounts
 from mail.record import Accepted, Attempted, Record
 from mail.settings import LogSettings
 
 logger = structlog.get_logger()
 
-# Time for deliveries past their final dot before the group reassigns the shard. All members wait for the slowest drain,
-# and members learn of a rebalance up to one heartbeat apart: with 8 s and 3 s, mail paused for up to 12 s.
-DRAIN_SECONDS = 6.0
-_OPEN_RETRY_SECONDS = 2.0  # while brokers or topics are missing at start
 # Attempt records are batched, because only the router waits for them. Measured: docs/reports/performance.md.
 _REPORT_LINGER_MS = 10
 
@@ -84,9 +81,7 @@ class KafkaLog(HistoryQueries):
         self._router: Membership[KafkaRouterShard] | None = None
         self._delivery: Membership[KafkaDeliveryShard] | None = None
         self._offset_committer: OffsetCommitter | None = None
-        self._watch_task: asyncio.Task[None] | None = None
-        self._open_task: asyncio.Task[None] | None = None
-        self._certificates_task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._opened = asyncio.Event()
         self._not_ready = "the log is being opened"  # reason, until the log is open
         self._oldest_event: datetime | None = None
@@ -101,12 +96,12 @@ class KafkaLog(HistoryQueries):
         """If brokers or topics are missing, the log is Down and opens as soon as they are available."""
         install_log_filter()
         if self._access.certificates is not None:
-            self._certificates_task = asyncio.create_task(self._access.certificates.watch(), name="log-certificates")
+            self._tasks.append(asyncio.create_task(self._access.certificates.watch(), name="log-certificates"))
         try:
             await self._open()
         except LogNotReady as error:
             self._set_not_ready(error)
-            self._open_task = asyncio.create_task(self._retry_open(), name="log-opening")
+            self._tasks.append(asyncio.create_task(self._retry_open(), name="log-opening"))
         except BaseException:
             await self.close()
             raise
@@ -122,12 +117,12 @@ class KafkaLog(HistoryQueries):
             if isinstance(error, (LogUnavailable, *CLIENT_ERRORS)):
                 raise LogNotReady(await explain_failure(self._access, error)) from None
             raise
-        self._watch_task = asyncio.create_task(self._topic_watcher.watch(), name="log-topics")
+        self._tasks.append(asyncio.create_task(self._topic_watcher.watch(), name="log-topics"))
         self._opened.set()
 
     async def _retry_open(self) -> None:
         while not self._opened.is_set():
-            await asyncio.sleep(_OPEN_RETRY_SECONDS)
+            await asyncio.sleep(TIMEOUTS.open_retry_seconds)
             try:
                 await self._open()
                 logger.info("log is usable", url=self._access.url)
@@ -152,11 +147,10 @@ class KafkaLog(HistoryQueries):
         return self._opened.is_set()
 
     async def close(self) -> None:
-        tasks = [task for task in (self._open_task, self._watch_task, self._certificates_task) if task is not None]
+        tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        self._open_task = self._watch_task = self._certificates_task = None
         await self._close_clients()
         await self._tenant_producers.close()
         await self._access.circuit_breaker.close()
@@ -196,13 +190,12 @@ class KafkaLog(HistoryQueries):
         self._require_topics()
         self._oldest_event = datetime.now(UTC) - self._settings.events_retention
         consumed: dict[TopicPartition, int] = {}
-        for role, topics, member in (
-            (ROUTER, (ACCEPTED, ATTEMPTED), self._router),
-            (DELIVERY, (DISPATCHED,), self._delivery),
-        ):
+        for role, member in ((ROUTER, self._router), (DELIVERY, self._delivery)):
             if member is None or not member.assigned:
                 continue
-            partitions = [self._access.partition(topic, n) for topic in topics for n in sorted(member.assigned)]
+            partitions = [
+                self._access.partition(topic, n) for topic in CONSUMED_BY[role] for n in sorted(member.assigned)
+            ]
             committed = await self._cluster_info.committed_offsets(self._access.group(role), partitions)
             beginnings = await self._cluster_info.beginning_offsets(committed)
             consumed |= {tp: offset for tp, (offset, _) in committed.items() if offset > beginnings.get(tp, offset)}
@@ -271,7 +264,7 @@ class KafkaLog(HistoryQueries):
             session_seconds=self._settings.session_timeout.total_seconds(),
             open_shard=lambda number: self._router_shard(number, lambda: member.is_member),
             drain_before_rebalance=False,
-            drain_seconds=DRAIN_SECONDS,
+            drain_seconds=TIMEOUTS.drain_seconds,
         )
         if self._topic_watcher.problem is not None:
             member.suspend()
@@ -318,7 +311,7 @@ class KafkaLog(HistoryQueries):
             session_seconds=self._settings.session_timeout.total_seconds(),
             open_shard=open_shard,
             drain_before_rebalance=True,
-            drain_seconds=DRAIN_SECONDS,
+            drain_seconds=TIMEOUTS.drain_seconds,
             commit_offsets=offset_committer.commit,
         )
         if self._topic_watcher.problem is not None:

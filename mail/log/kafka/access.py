@@ -1,47 +1,37 @@
 """Factory of aiokafka clients with our addresses, security, time-outs and workarounds.
 
-Every client of a process is made here, so that each uses TLS, the same time-outs, the circuit breaker and the
-workaround for connection resets.
+Every client of a process is made here, so that each uses TLS, the same time-outs and the circuit breaker.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
-import aiokafka.client
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.conn import create_conn
-from aiokafka.protocol.metadata import MetadataRequest
 
+import mail.log.kafka.aiokafka_compat.patches  # noqa: F401
 from mail.endpoint import parse_brokers
 from mail.log import LogNotAuthorized, LogUnavailable
+from mail.log.kafka.aiokafka_compat.circuits import install_circuit_breaker
+from mail.log.kafka.aiokafka_compat.clients import client_of
 from mail.log.kafka.certificates import Certificates
 from mail.log.kafka.circuit_breaker import CircuitBreaker
 from mail.log.kafka.error_messages import error_message as error_message
 from mail.log.kafka.error_messages import is_refusal as is_refusal
-from mail.log.kafka.uvloop_workaround import handle_resets
+from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.topics import Topic
 from mail.settings import LogSettings
 
-# Time-out of one request: the cost of an unresponsive broker until its circuit opens. A closed connection costs
-# nothing.
-REQUEST_SECONDS = 5.0
-# Metadata is refreshed this often, and after every error that requires it.
-METADATA_SECONDS = 30.0
 RECORD_BYTES_MAX = 16 << 20  # an envelope of 10,000 recipients plus content; `max.message.bytes` of our topics
-ROUTER, DELIVERY = "router", "delivery"  # roles that have a consumer group
 BATCH_BYTES = 900_000  # approximate size of a produce batch; below the broker's default for batches that it copies
 
 KafkaError = errors.KafkaError
 # aiokafka raises time-outs and operating system errors unchanged.
 CLIENT_ERRORS = (errors.KafkaError, errors.ConsumerStoppedError, errors.IllegalOperation, TimeoutError, OSError)
-# Clients request the metadata of their topics repeatedly, and by Kafka's default a request creates a missing topic: a
-# deleted topic came back with one replica and a retention of a week. A missing topic must be reported instead.
-aiokafka.client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)
 
 
 def unavailable(subject: str, error: BaseException, operation: str = "", name: str = "") -> LogUnavailable:
@@ -63,34 +53,30 @@ class Access:
     tenant: str = ""
     certificates: Certificates | None = field(default=None, repr=False, compare=False)  # with TLS
 
-    def client_options(self, request_seconds: float = REQUEST_SECONDS) -> dict[str, Any]:
+    def client_options(self, request_seconds: float = TIMEOUTS.request_seconds) -> dict[str, Any]:
         """The arguments of every aiokafka client."""
         return {
             "bootstrap_servers": self.circuit_breaker.available(self.bootstrap_servers),
             "client_id": "eilpost",
             "request_timeout_ms": int(request_seconds * 1000),
-            "metadata_max_age_ms": int(METADATA_SECONDS * 1000),
+            "metadata_max_age_ms": int(TIMEOUTS.metadata_seconds * 1000),
             **self.security,
         }
 
-    def consumer(self, request_seconds: float = REQUEST_SECONDS, **options: Any) -> AIOKafkaConsumer:
+    def consumer(self, request_seconds: float = TIMEOUTS.request_seconds, **options: Any) -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(**options, **self.client_options(request_seconds))
-        self._install_workarounds(consumer._client)
+        install_circuit_breaker(client_of(consumer), self.circuit_breaker)
         return consumer
 
-    def producer(self, request_seconds: float = REQUEST_SECONDS, **options: Any) -> AIOKafkaProducer:
+    def producer(self, request_seconds: float = TIMEOUTS.request_seconds, **options: Any) -> AIOKafkaProducer:
         producer = AIOKafkaProducer(**options, **self.client_options(request_seconds))
-        self._install_workarounds(producer.client)
+        install_circuit_breaker(producer.client, self.circuit_breaker)
         return producer
 
     def admin(self) -> AIOKafkaAdminClient:
         admin = AIOKafkaAdminClient(**self.client_options())
-        self._install_workarounds(admin._client)
+        install_circuit_breaker(client_of(admin), self.circuit_breaker)
         return admin
-
-    def _install_workarounds(self, client: Any) -> None:
-        handle_resets(client)
-        self.circuit_breaker.install(client)
 
     @property
     def url(self) -> str:

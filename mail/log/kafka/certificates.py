@@ -16,12 +16,12 @@ from pathlib import Path
 import structlog
 
 from mail.log import LogUnusable
+from mail.log.kafka.timeouts import TIMEOUTS
 from mail.settings import LogSettings
 from mail.telemetry.runtime import CERTIFICATE_EXPIRY
 
 logger = structlog.get_logger()
 
-POLL_SECONDS = 5.0
 RENEW_BEFORE = timedelta(days=14)  # /readyz and doctor warn; EilpostCertificateExpiresSoon has the same limit
 
 _FilesState = tuple[tuple[int, int, int], ...]  # time, inode and size of each file; zeros: missing
@@ -44,7 +44,7 @@ class Certificates:
         steps.
         """
         while True:
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(TIMEOUTS.watch_seconds)
             state = await asyncio.to_thread(self._files_state)
             if state == self._loaded:
                 self._problem = ""

@@ -13,22 +13,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Any
 
 import structlog
-from aiokafka.client import ConnectionGroup
-from aiokafka.conn import CloseReason
 
 from mail import endpoint
 from mail.log.kafka.error_messages import error_message
+from mail.log.kafka.timeouts import TIMEOUTS
 
 logger = structlog.get_logger()
 
-_CHECK_SECONDS = 1.5  # or longer, where connecting is usually slow
-_CHECK_SECONDS_MAX = 5.0
 _CONNECT_TIME_FACTOR = 4
-_RECHECK_SECONDS = 1.0  # between two checks of a broker whose circuit is open
-_TIMEOUT_SHARE = 0.9  # share of the request time-out after which a call without a result counts as a time-out
 
 Address = tuple[str, int]
 Connect = Callable[[str, int], Awaitable[None]]
@@ -59,25 +53,39 @@ class CircuitBreaker:
             self._checks[address] = asyncio.create_task(self._check_broker(address), name=name)
         return self._checks[address]
 
-    async def is_available(self, host: str, port: int) -> bool:
-        """Whether the circuit is closed; waits only for the first check."""
-        address = host, port
-        if self._is_open(address):
-            return False
-        return address not in self._checks or await asyncio.shield(self._checks[address])
+    def check_all(self, addresses: Collection[Address], brokers: Collection[Address]) -> None:
+        """Check brokers after a time-out, if `brokers` has others to use."""
+        if len(brokers) > 1:
+            for address in addresses:
+                self.check(*address)
+
+    async def may_connect(self, address: Address, answered_at: float | None, brokers: Collection[Address]) -> bool:
+        """Whether a client may use the broker; waits only for its first check. `answered_at`: when it last answered on
+        the client's open connection, in monotonic time; `brokers`: those of the cluster.
+        """
+        timed_out_at = self._timed_out_at.get(address)
+        if timed_out_at is None or (answered_at is not None and answered_at > timed_out_at):
+            return True
+        if not self._is_open(address) and (address not in self._checks or await asyncio.shield(self._checks[address])):
+            return True
+        return all(broker in self._opened_at for broker in brokers)
+
+    def record_connect(self, seconds: float) -> None:
+        """A connection was made, which took this long."""
+        self._longest_connect_seconds = max(self._longest_connect_seconds, seconds)
 
     def _is_open(self, address: Address) -> bool:
         if address not in self._opened_at:
             return False
-        if time.monotonic() - self._opened_at[address] >= _RECHECK_SECONDS:
+        if time.monotonic() - self._opened_at[address] >= TIMEOUTS.retry_seconds:
             self.check(*address)
         return True
 
     async def _check_broker(self, address: Address) -> bool:
         name = endpoint.format(*address)
         try:
-            usual_seconds = max(_CHECK_SECONDS, _CONNECT_TIME_FACTOR * self._longest_connect_seconds)
-            async with asyncio.timeout(min(_CHECK_SECONDS_MAX, usual_seconds)):
+            usual_seconds = max(TIMEOUTS.check_seconds, _CONNECT_TIME_FACTOR * self._longest_connect_seconds)
+            async with asyncio.timeout(min(TIMEOUTS.check_max_seconds, usual_seconds)):
                 await self._connect(*address)
         except Exception as error:  # an exception would end the aiokafka task that waits for the check
             if address not in self._opened_at:
@@ -98,78 +106,3 @@ class CircuitBreaker:
         for task in checks:
             task.cancel()
         await asyncio.gather(*checks, return_exceptions=True)
-
-    # --- clients
-
-    def install(self, client: Any) -> None:
-        """Connect an AIOKafkaClient to the circuit breaker."""
-        connect, closed = client._get_conn, client._on_connection_closed
-
-        async def connect_unless_open(node_id: Any, *, group: Any = ConnectionGroup.DEFAULT, **options: Any) -> Any:
-            broker = client.cluster.broker_metadata(node_id)
-            if not (
-                broker is None
-                or self._has_answered(client, (node_id, group), broker)
-                or await self.is_available(broker.host, broker.port)
-                or self._all_open(_addresses(client))
-            ):
-                client.force_metadata_update()  # as aiokafka does when a connection fails
-                return None
-            start = time.monotonic()
-            connection = await connect(node_id, group=group, **options)
-            seconds = time.monotonic() - start
-            if connection is not None:
-                self._longest_connect_seconds = max(self._longest_connect_seconds, seconds)
-            elif broker is not None and _is_timeout(client, seconds):
-                self._check_all([(broker.host, broker.port)], _addresses(client))
-            return connection
-
-        def on_connection_closed(connection: Any, reason: CloseReason | None) -> None:
-            if reason is CloseReason.CONNECTION_TIMEOUT:
-                self._check_all([(connection.host, connection.port)], _addresses(client))
-            closed(connection, reason)
-
-        client._get_conn, client._on_connection_closed = connect_unless_open, on_connection_closed
-        # In these calls aiokafka tries one broker after another and does not report which one timed out.
-        client._metadata_update = self._timed(client, client._metadata_update, lambda: _addresses(client))
-        client.bootstrap = self._timed(
-            client, client.bootstrap, lambda: [(host, port) for host, port, _ in client.hosts]
-        )
-
-    def _has_answered(self, client: Any, connection_id: Any, broker: Any) -> bool:
-        """Whether the broker has not timed out, or has answered on this connection since."""
-        timed_out_at = self._timed_out_at.get((broker.host, broker.port))
-        if timed_out_at is None:
-            return True
-        connection = client._conns.get(connection_id)
-        return connection is not None and connection.connected() and connection._last_action > timed_out_at
-
-    def _all_open(self, addresses: Collection[Address]) -> bool:
-        return all(address in self._opened_at for address in addresses)
-
-    def _check_all(self, addresses: Collection[Address], brokers: Collection[Address]) -> None:
-        """Check brokers after a time-out, if `brokers` has others to use."""
-        if len(brokers) > 1:
-            for address in addresses:
-                self.check(*address)
-
-    def _timed(
-        self, client: Any, call: Callable[..., Awaitable[Any]], brokers: Callable[[], Collection[Address]]
-    ) -> Callable[..., Awaitable[Any]]:
-        async def timed(*arguments: Any) -> Any:
-            start = time.monotonic()
-            try:
-                return await call(*arguments)
-            finally:
-                if _is_timeout(client, time.monotonic() - start):
-                    self._check_all(brokers(), brokers())
-
-        return timed
-
-
-def _addresses(client: Any) -> list[Address]:
-    return [(broker.host, broker.port) for broker in client.cluster.brokers()]
-
-
-def _is_timeout(client: Any, seconds: float) -> bool:
-    return seconds > _TIMEOUT_SHARE * float(client._request_timeout_ms) / 1000

@@ -8,32 +8,27 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from aiokafka import AIOKafkaConsumer, OffsetAndMetadata, TopicPartition, errors
+from aiokafka import AIOKafkaConsumer, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
-from mail.log import LogUnavailable
 from mail.log.kafka.access import CLIENT_ERRORS, Access, unavailable
+from mail.log.kafka.aiokafka_compat.clients import fetch_offsets, stop_or_abort
 from mail.log.kafka.committed_offset import CommittedOffset
+from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.kafka.topics import TopicState, count_live_brokers, find_topics
-from mail.log.kafka.uvloop_workaround import stop_or_abort
 from mail.log.topics import Topic
 
 T = TypeVar("T")
 C = TypeVar("C", AIOKafkaAdminClient, AIOKafkaConsumer)
 
-_CALL_SECONDS = 15.0
-_CLOSE_SECONDS = 2.0
-_RETRY_SECONDS = 0.3
 _TRANSACTION = 1  # coordinator type of FindCoordinator
 _RETRIABLE = (
     errors.GroupCoordinatorNotAvailableError,
     errors.GroupLoadInProgressError,
     errors.NotCoordinatorForGroupError,
 )
-# aiokafka reads `response.error_code`, which some responses lack, when a partition has an error.
-_ERRORS = (*CLIENT_ERRORS, AttributeError)
 
 
 class ClusterInfo:
@@ -48,7 +43,7 @@ class ClusterInfo:
         consumer, self._consumer = self._consumer, None
         for client in (admin, consumer):
             if client is not None:
-                await _close_client(client)
+                await stop_or_abort(client, TIMEOUTS.close_seconds)
 
     async def __aenter__(self) -> ClusterInfo:
         return self
@@ -61,25 +56,10 @@ class ClusterInfo:
     async def committed_offsets(
         self, group: str, partitions: Sequence[TopicPartition]
     ) -> Mapping[TopicPartition, CommittedOffset]:
-        """Committed offsets of a group, without partitions that have none.
-
-        Only the offset -1 means "none". A coordinator that is loading or has moved returns an empty answer with an
-        error that aiokafka ignores; as "none" it would restart a shard at its first record.
-        """
-
-        async def request(admin: AIOKafkaAdminClient) -> Mapping[TopicPartition, OffsetAndMetadata]:
-            offsets: Mapping[TopicPartition, OffsetAndMetadata]
-            try:
-                offsets = await admin.list_consumer_group_offsets(group, partitions=partitions)
-            except errors.NoError:
-                # aiokafka raises the error of the whole answer (none) when a partition has an error. Kafka 4 returns
-                # only one error for a partition: this user may not describe its topic.
-                raise errors.TopicAuthorizationFailedError(_topic_names(partitions)) from None
-            if any(tp not in offsets for tp in partitions):
-                raise errors.GroupLoadInProgressError(group)
-            return offsets
-
-        response = await self._call_admin(request) if partitions else {}
+        """Committed offsets of a group, without partitions that have none."""
+        if not partitions:
+            return {}
+        response = await self._call_admin(lambda admin: fetch_offsets(admin, group, partitions))
         return {
             tp: CommittedOffset(committed.offset, committed.metadata or "")
             for tp, committed in response.items()
@@ -117,17 +97,11 @@ class ClusterInfo:
         await self._call_admin(lambda admin: admin.find_coordinator(transactional_id, _TRANSACTION))
 
     async def describe_groups(self, names: Sequence[str]) -> Mapping[str, tuple[str, int]]:
-        """State and number of members of each group. One request per group: aiokafka 0.14 decodes a version 3 response
-        as version 2, and drops the connection at a second group.
-        """
-
-        async def describe(name: str) -> Iterable[Any]:
-            return await self._call_admin(lambda admin: admin.describe_consumer_groups([name]))
-
+        """State and number of members of each group."""
+        responses = await self._call_admin(lambda admin: admin.describe_consumer_groups(list(names)))
         return {
             group: (state, len(members))
-            for name in names
-            for response in await describe(name)
+            for response in responses
             for _code, group, state, _kind, _protocol, members, *_ in response.groups
         }
 
@@ -149,34 +123,26 @@ class ClusterInfo:
 
     async def _start_client(self, client: C) -> C:
         try:
-            async with asyncio.timeout(_CALL_SECONDS):
+            async with asyncio.timeout(TIMEOUTS.query_seconds):
                 await client.start()
-        except CLIENT_ERRORS as error:
-            await _close_client(client)
-            raise unavailable(self._access.url, error) from None
-        except BaseException:
-            await _close_client(client)
+        except BaseException as error:
+            await stop_or_abort(client, TIMEOUTS.close_seconds)
+            if isinstance(error, CLIENT_ERRORS):
+                raise unavailable(self._access.url, error) from None
             raise
         return client
 
     async def _with_timeout(self, response: Awaitable[T], operation: str = "", name: str = "") -> T:
         try:
-            async with asyncio.timeout(_CALL_SECONDS):
+            async with asyncio.timeout(TIMEOUTS.query_seconds):
                 return await response
-        except _ERRORS as error:
+        except CLIENT_ERRORS as error:
             await self.close()  # recreated at the next query
-            if isinstance(error, AttributeError):
-                raise LogUnavailable(f"{self._access.url}: a partition is missing, or has no leader now") from None
             raise unavailable(self._access.url, error, operation, name) from None
 
 
 def _topic_names(partitions: Iterable[TopicPartition]) -> str:
     return ", ".join(sorted({tp.topic for tp in partitions}))
-
-
-async def _close_client(client: AIOKafkaAdminClient | AIOKafkaConsumer) -> None:
-    stop = client.close if isinstance(client, AIOKafkaAdminClient) else client.stop
-    await stop_or_abort(stop(), client._client, _CLOSE_SECONDS)
 
 
 async def _call_with_retry(request: Callable[[AIOKafkaAdminClient], Awaitable[T]], admin: AIOKafkaAdminClient) -> T:
@@ -185,4 +151,4 @@ async def _call_with_retry(request: Callable[[AIOKafkaAdminClient], Awaitable[T]
         try:
             return await request(admin)
         except _RETRIABLE:
-            await asyncio.sleep(_RETRY_SECONDS)
+            await asyncio.sleep(TIMEOUTS.coordinator_retry_seconds)

@@ -13,11 +13,12 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 
 from mail.log import LogUnusable
 from mail.log.kafka.access import CLIENT_ERRORS, Access, error_message, is_refusal
+from mail.log.kafka.aiokafka_compat.clients import describe_topics
 from mail.log.kafka.diagnose import explain_failure, require_broker
+from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.kafka.topics import (
     TopicState,
     count_live_brokers,
-    describe_topics,
     find_topics,
     from_any_broker,
     has_fewer_replicas,
@@ -26,10 +27,10 @@ from mail.log.kafka.topics import (
     too_few_brokers,
     topic_config,
 )
-from mail.log.topics import ALL_TOPICS, DISPATCHED, Topic
+from mail.log.topics import ALL_TOPICS, DISPATCHED, Partitioning, Topic
 from mail.settings import LogSettings
 
-_PROPAGATION_TRIES, _PROPAGATION_PAUSE_SECONDS = 50, 0.1
+_PROPAGATION_TRIES = 50
 
 
 async def create_missing(admin: AIOKafkaAdminClient, access: Access, settings: LogSettings) -> list[str]:
@@ -91,8 +92,9 @@ async def _create_missing(admin: AIOKafkaAdminClient, access: Access, settings: 
 
 def _partition_count(topic_states: Mapping[Topic, TopicState], topic: Topic, settings: LogSettings) -> int:
     """The count of the existing topics, if some are missing; else that of the settings."""
-    counts = {state.partitions for existing, state in topic_states.items() if existing is not DISPATCHED}
-    if topic is not DISPATCHED and not settings.shards and len(counts) == 1:
+    by_queue_id = Partitioning.QUEUE_ID
+    counts = {state.partitions for existing, state in topic_states.items() if existing.partitioning is by_queue_id}
+    if topic.partitioning is by_queue_id and not settings.shards and len(counts) == 1:
         return counts.pop()
     return partition_count(topic, settings)
 
@@ -107,7 +109,7 @@ async def _wait_until_propagated(
         checks = [_is_propagated(admin, names, min_partitions, broker["node_id"]) for broker in brokers]
         if all(await asyncio.gather(*checks)):
             return
-        await asyncio.sleep(_PROPAGATION_PAUSE_SECONDS)
+        await asyncio.sleep(TIMEOUTS.metadata_retry_seconds)
 
 
 async def _is_propagated(admin: AIOKafkaAdminClient, names: list[str], min_partitions: int, broker: int) -> bool:

@@ -10,9 +10,8 @@ from mail.log import LogUnusable
 from mail.log.codec import FrameError, decode
 from mail.log.kafka.access import Access
 from mail.log.kafka.partition_reader import PartitionReader
+from mail.log.kafka.timeouts import TIMEOUTS
 from mail.record import QueueEntry, Record
-
-_READ_SECONDS = 30.0  # without records, before a read fails
 
 
 def decode_record(access: Access, record: ConsumerRecord[bytes, bytes]) -> Record:
@@ -45,7 +44,7 @@ async def read_compacted(access: Access, tp: TopicPartition, key_prefix: bytes =
     reader = PartitionReader(access, [tp])
     try:
         await reader.open({tp: None})
-        async for record in reader.read_to_end(_READ_SECONDS):
+        async for record in reader.read_to_end(TIMEOUTS.read_seconds):
             key = record.key or b""
             if not key.startswith(key_prefix):
                 continue

@@ -16,19 +16,16 @@ import structlog
 from aiokafka import ConsumerRecord
 
 from mail.log import Entry, LogUnavailable, LogUnusable, ShardLost
-from mail.log.kafka.access import DELIVERY, Access
+from mail.log.kafka.access import Access
 from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.committed_offset import CommittedOffset, OffsetMetadataError, OffsetTracker
 from mail.log.kafka.decode import decode_record
 from mail.log.kafka.partition_reader import PartitionReader, TopicRecreated
-from mail.log.topics import DISPATCHED
+from mail.log.kafka.timeouts import TIMEOUTS
+from mail.log.topics import DELIVERY, DISPATCHED
 from mail.record import Attempted, Dispatched
 
 logger = structlog.get_logger()
-
-_WAIT_SECONDS = 1.0
-_ARRIVAL_SECONDS = 20.0  # for records that exist to arrive; longer than a stuck reader takes to be replaced
-_FULL_POLL_SECONDS = 0.05  # between two checks whether more may start
 
 
 class KafkaDeliveryShard:
@@ -101,19 +98,19 @@ class KafkaDeliveryShard:
     async def read(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
         clock = asyncio.get_running_loop().time
         deadline = None if wait is None else clock() + wait.total_seconds()
-        arrival_deadline = clock() + _ARRIVAL_SECONDS
+        arrival_deadline = clock() + TIMEOUTS.delivery_arrival_seconds
         while True:
             if self.lost.is_set():
                 raise ShardLost
             offsets = await self._open()
             if offsets.is_full or not self._may_read():
-                await asyncio.sleep(_FULL_POLL_SECONDS)
+                await asyncio.sleep(TIMEOUTS.delivery_full_seconds)
                 continue
             try:
                 if not self._reader.is_open:  # it was stuck, and the first reopening failed
                     await self._reader.reopen({self.partition: offsets.position})
                 start = self._reader.position(self.partition)
-                seconds = _WAIT_SECONDS
+                seconds = TIMEOUTS.poll_seconds
                 if deadline is not None and not self._reader.is_behind:
                     seconds = min(seconds, max(0.0, deadline - clock()))
                 records = await self._reader.read_until_lost(self.lost, limit, seconds)
@@ -133,7 +130,7 @@ class KafkaDeliveryShard:
                 if clock() >= deadline:
                     return ()
             elif position > start:
-                arrival_deadline = clock() + _ARRIVAL_SECONDS
+                arrival_deadline = clock() + TIMEOUTS.delivery_arrival_seconds
             elif clock() > arrival_deadline:  # records exist: an empty result would be wrong
                 raise LogUnavailable(f"{self.partition.topic}, shard {self.number}: existing records do not arrive")
 

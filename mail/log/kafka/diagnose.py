@@ -26,9 +26,7 @@ from mail.log import LogNotAuthorized, LogNotReady, LogUnusable
 from mail.log.kafka import api_versions
 from mail.log.kafka.access import CLIENT_ERRORS, Access, error_message
 from mail.log.kafka.api_versions import ApiVersions, NotABroker
-
-CHECK_SECONDS = 6.0  # one address, all steps
-_PROTOCOL_SECONDS = 1.5  # to find out which protocol a server uses
+from mail.log.kafka.timeouts import TIMEOUTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +65,18 @@ class _StepFailed(Exception):
         super().__init__(key, reason, advice, is_transient)
 
 
-async def check_broker(access: Access, address: str, seconds: float = CHECK_SECONDS) -> Reachable | Unreachable:
+async def check_broker(access: Access, address: str) -> Reachable | Unreachable:
     """Run all steps for one address, "HOST:PORT"."""
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(TIMEOUTS.diagnosis_seconds):
             return await _check_steps(access, address)
     except _StepFailed as step:
         return Unreachable(address, *step.args)
     except TimeoutError:
         advice = "start a broker there, allow the connection in the network, or correct log.url"
-        return Unreachable(address, "log.url", f"does not respond within {seconds:.0f} s", advice, is_transient=True)
+        return Unreachable(
+            address, "log.url", f"does not respond within {TIMEOUTS.diagnosis_seconds:.0f} s", advice, is_transient=True
+        )
 
 
 async def require_broker(access: Access) -> None:
@@ -190,7 +190,7 @@ async def _request_api_versions(
 ) -> tuple[ApiVersions, float]:
     start = perf_counter()
     writer.write(api_versions.encode_request())
-    async with asyncio.timeout(CHECK_SECONDS / 2):
+    async with asyncio.timeout(TIMEOUTS.diagnosis_seconds / 2):
         size = api_versions.response_size(await reader.readexactly(4))
         response = await reader.readexactly(size)
     return api_versions.decode_response(response), perf_counter() - start
@@ -218,7 +218,7 @@ def _insecure_context() -> ssl.SSLContext:
 
 async def _answers_api_versions(host: str, port: int, context: ssl.SSLContext | None) -> bool:
     with suppress(NotABroker, OSError, asyncio.IncompleteReadError, TimeoutError):
-        async with asyncio.timeout(_PROTOCOL_SECONDS):
+        async with asyncio.timeout(TIMEOUTS.protocol_seconds):
             reader, writer = await asyncio.open_connection(host, port, ssl=context)
             try:
                 await _request_api_versions(reader, writer)
@@ -240,8 +240,9 @@ async def _authenticate(access: Access, host: str, port: int) -> tuple[tuple[int
     mechanism = access.security.get("sasl_mechanism")
     connection: Any = None
     try:
+        timeout_ms = int(TIMEOUTS.diagnosis_seconds * 1000)
         connection = await create_conn(
-            host, port, client_id="eilpost", request_timeout_ms=int(CHECK_SECONDS * 1000), **access.security
+            host, port, client_id="eilpost", request_timeout_ms=timeout_ms, **access.security
         )
         brokers: Sequence[Any] = (await connection.send(MetadataRequest([]))).brokers
     except errors.UnsupportedSaslMechanismError:

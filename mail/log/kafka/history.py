@@ -15,20 +15,20 @@ from typing import cast
 from aiokafka import ConsumerRecord, TopicPartition
 
 from mail.log import Backlog, LogUnavailable, LogUnusable
-from mail.log.kafka.access import DELIVERY, ROUTER, Access, make_access
+from mail.log.kafka.access import Access, make_access
 from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.committed_offset import CommittedOffset, OffsetMetadataError, OffsetTracker
 from mail.log.kafka.decode import decode_queue_entry, decode_record, read_compacted
 from mail.log.kafka.diagnose import explain_failure, require_broker
 from mail.log.kafka.partition_reader import PartitionReader
+from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.kafka.topics import shard_counts_of
-from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, EVENTS, QUEUE, ShardCounts, Topic, shard_of_message
+from mail.log.topics import ACCEPTED, CONSUMED_BY, CONSUMED_TOPICS, EVENTS, QUEUE, ShardCounts, Topic, shard_of_message
 from mail.message import QueueId, queue_id_time
 from mail.record import Accepted, Event, QueueEntry, received_time
 from mail.settings import LogSettings
 
 CLOCK_SKEW_MAX = timedelta(minutes=5)  # between the ingress that assigned a queue id and the brokers
-_READ_SECONDS = 15.0  # without records, before a query fails
 _READ_LIMIT = 1000
 
 
@@ -75,7 +75,7 @@ class KafkaHistoryReader:
     async def first_unconsumed(self) -> Sequence[ConsumerRecord[bytes, bytes]]:
         """The first unconsumed record of each partition that has one."""
         committed = await self._committed_offsets()
-        beginnings = await self._cluster_info.beginning_offsets(self._partitions(ACCEPTED, ATTEMPTED, DISPATCHED))
+        beginnings = await self._cluster_info.beginning_offsets(self._partitions(*CONSUMED_TOPICS))
         ends = await self._cluster_info.end_offsets(beginnings)
         starts = {tp: committed[tp].offset if tp in committed else offset for tp, offset in beginnings.items()}
         unread = {tp: offset for tp, offset in starts.items() if offset < ends[tp]}
@@ -84,7 +84,7 @@ class KafkaHistoryReader:
         try:
             if unread:
                 await reader.open(unread)
-            deadline = asyncio.get_running_loop().time() + _READ_SECONDS
+            deadline = asyncio.get_running_loop().time() + TIMEOUTS.query_seconds
             while any(reader.position(tp) < ends[tp] for tp in unread):
                 for tp in list(unread):
                     batch = await reader.read(_READ_LIMIT, 0.1, [tp])
@@ -100,7 +100,7 @@ class KafkaHistoryReader:
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
         tp = self._access.partition(ACCEPTED, shard_of_message(queue_id, self._counts))
-        committed = await self._cluster_info.committed_offsets(self._access.group(ROUTER), [tp])
+        committed = await self._cluster_info.committed_offsets(self._access.group(ACCEPTED.consumer), [tp])
         start = committed[tp].offset if tp in committed else (await self._cluster_info.beginning_offsets([tp]))[tp]
         return [
             cast("Accepted", decode_record(self._access, record))
@@ -109,7 +109,7 @@ class KafkaHistoryReader:
 
     async def backlog(self) -> Backlog:
         committed = await self._committed_offsets()
-        partitions = self._partitions(ACCEPTED, DISPATCHED, ATTEMPTED)
+        partitions = self._partitions(*CONSUMED_TOPICS)
         ends = await self._cluster_info.end_offsets(partitions)
         beginnings = await self._cluster_info.beginning_offsets([tp for tp in partitions if tp not in committed])
 
@@ -118,14 +118,14 @@ class KafkaHistoryReader:
                 _count_unconsumed(ends[tp], committed.get(tp), beginnings.get(tp, 0)) for tp in self._partitions(topic)
             )
 
-        return Backlog(count(ACCEPTED), count(DISPATCHED), count(ATTEMPTED))
+        return Backlog(*map(count, CONSUMED_TOPICS))
 
     async def _committed_offsets(self) -> Mapping[TopicPartition, CommittedOffset]:
-        router, delivery = self._partitions(ACCEPTED, ATTEMPTED), self._partitions(DISPATCHED)
-        return {
-            **await self._cluster_info.committed_offsets(self._access.group(ROUTER), router),
-            **await self._cluster_info.committed_offsets(self._access.group(DELIVERY), delivery),
-        }
+        committed: dict[TopicPartition, CommittedOffset] = {}
+        for role, topics in CONSUMED_BY.items():
+            group, partitions = self._access.group(role), self._partitions(*topics)
+            committed |= await self._cluster_info.committed_offsets(group, partitions)
+        return committed
 
     async def _records_of_key(
         self, tp: TopicPartition, start: int, queue_id: QueueId
@@ -135,7 +135,7 @@ class KafkaHistoryReader:
         reader = PartitionReader(self._access, [tp])
         try:
             await reader.open({tp: start})
-            async for record in reader.read_to_end(_READ_SECONDS):
+            async for record in reader.read_to_end(TIMEOUTS.query_seconds):
                 if record.key == key and record.value is not None:
                     yield record
         finally:

@@ -16,28 +16,20 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, OffsetAndMetadata, TopicPartition
-from aiokafka.coordinator.assignors.sticky.sticky_assignor import StickyPartitionAssignor
 from aiokafka.errors import CommitFailedError, IllegalStateError
-from aiokafka.protocol.commit import OffsetCommitRequest
 
 from mail.log import LogUnavailable, LogUnusable, ShardLost
 from mail.log.kafka.access import CLIENT_ERRORS, Access, error_message, is_refusal
-from mail.log.kafka.liveness import MemberLiveness, leave_group
+from mail.log.kafka.aiokafka_compat.clients import client_of
+from mail.log.kafka.aiokafka_compat.member import generation_of, leave_group, member_options
+from mail.log.kafka.liveness import MemberLiveness
+from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.stopped import STOPPED_SHARDS
 from mail.telemetry.log import REBALANCES, SHARDS, SHARDS_OWNED
 
 logger = structlog.get_logger()
 
-HEARTBEAT_SECONDS = 1.0  # members learn of a rebalance by heartbeats, and the first waits for the last
 COORDINATOR_SHARE = 0.5  # of a session, for a request: a coordinator that hangs can be replaced within a session
-REBALANCE_SECONDS = 20.0  # for every member to rejoin; others are excluded
-_MAX_POLL_INTERVAL_MS = 86_400_000  # a member that reads nothing is not idle (aiokafka issue 1187)
-_POLL_SECONDS = 1.0
-_RESTART_SECONDS = 1.0  # before a shard that was fenced and is still assigned is processed again
-_UNREADABLE_RETRY_SECONDS = 60.0  # before a shard with an unreadable record is processed again
-COMMIT_SECONDS = 3.0  # less than a drain; the next owner repeats what is not committed by then
-_PAUSE_CHECK_SECONDS = 0.25  # interval of the check for process pauses
-_CANCEL_SECONDS = 5.0
 
 
 class Shard(Protocol):
@@ -96,9 +88,8 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._consumer: AIOKafkaConsumer | None = None
         self.authorization_error: str | None = None  # by the brokers' authorizer
-        join_seconds = REBALANCE_SECONDS + 5.0  # the coordinator answers a join once every member has joined
-        self._liveness = MemberLiveness(session_seconds, join_seconds, asyncio.get_running_loop().time)
-        self._generation = OffsetCommitRequest.DEFAULT_GENERATION_ID  # of the assignment that is being processed
+        self._liveness = MemberLiveness(session_seconds, asyncio.get_running_loop().time)
+        self._generation: int | None = None  # of the assignment that is being processed
         self._stopping = False
         self._suspended = False
         self._changed = asyncio.Event()  # the assignment, `_stopping` or `_suspended`
@@ -115,7 +106,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
     @property
     def is_member(self) -> bool:
         """Whether the group still counts this process as a member. After a pause only the group knows."""
-        return self._current_generation() != OffsetCommitRequest.DEFAULT_GENERATION_ID and self._liveness.is_alive
+        return generation_of(self._consumer) is not None and self._liveness.is_alive
 
     def suspend(self) -> None:
         """Discard all shards and process none until `resume`, because their topics are missing; stay a member."""
@@ -131,15 +122,11 @@ class Membership(Generic[S], ConsumerRebalanceListener):
     def refresh_metadata(self) -> None:
         """The lead topic was recreated, or has more partitions: let the group assign them now."""
         if self._consumer is not None:
-            self._consumer._client.force_metadata_update()
+            client_of(self._consumer).force_metadata_update()
 
     def is_assigned(self, tp: TopicPartition) -> bool:
         """Whether this process may commit the partition's offset."""
         return self._consumer is not None and tp in self._consumer.assignment()
-
-    def _current_generation(self) -> int:
-        coordinator = getattr(self._consumer, "_coordinator", None)
-        return OffsetCommitRequest.DEFAULT_GENERATION_ID if coordinator is None else int(coordinator.generation)
 
     async def run(
         self, process: Callable[[S], Awaitable[None]], stop: asyncio.Event, on_ready: Callable[[], None] | None = None
@@ -172,18 +159,15 @@ class Membership(Generic[S], ConsumerRebalanceListener):
             await self._leave()
 
     def _new_consumer(self) -> AIOKafkaConsumer:
-        # aiokafka's assignor keeps its state in the class, so each member gets its own class.
-        assignor = type("StickyAssignor", (StickyPartitionAssignor,), {})
         return self._access.consumer(
             self._session_seconds * COORDINATOR_SHARE,
             group_id=self._access.group(self._role),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            partition_assignment_strategy=(assignor,),
             session_timeout_ms=int(self._session_seconds * 1000),
-            heartbeat_interval_ms=int(min(HEARTBEAT_SECONDS, self._session_seconds / 3) * 1000),
-            rebalance_timeout_ms=int(REBALANCE_SECONDS * 1000),
-            max_poll_interval_ms=_MAX_POLL_INTERVAL_MS,
+            heartbeat_interval_ms=int(min(TIMEOUTS.heartbeat_seconds, self._session_seconds / 3) * 1000),
+            rebalance_timeout_ms=int(TIMEOUTS.rebalance_seconds * 1000),
+            **member_options(),
         )
 
     async def _run_member(self) -> None:
@@ -211,19 +195,19 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                 break
             except CLIENT_ERRORS as error:
                 logger.warning("joining the group failed, retrying", role=self._role, error=error_message(error))
-                await asyncio.sleep(_POLL_SECONDS)
+                await asyncio.sleep(TIMEOUTS.poll_seconds)
         consumer.subscribe([self._lead_topic], listener=self)
         while (failure := self._liveness.failure(consumer)) is None:
             try:
-                poll = consumer.getmany(timeout_ms=int(_POLL_SECONDS * 1000), max_records=1)
+                poll = consumer.getmany(timeout_ms=int(TIMEOUTS.poll_seconds * 1000), max_records=1)
                 with suppress(TimeoutError):  # during a rebalance it may never return
-                    await asyncio.wait_for(poll, 2 * _POLL_SECONDS)
+                    await asyncio.wait_for(poll, 2 * TIMEOUTS.poll_seconds)
             except CLIENT_ERRORS as error:
                 reason = error_message(error)
                 if reason != self.authorization_error:  # otherwise logged every second
                     logger.warning("polling the group failed, retrying", role=self._role, error=reason)
                 self.authorization_error = reason if is_refusal(error) else None
-                await asyncio.sleep(_POLL_SECONDS)
+                await asyncio.sleep(TIMEOUTS.poll_seconds)
         return failure
 
     async def _detect_pauses(self) -> None:
@@ -233,7 +217,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         clock = asyncio.get_running_loop().time
         while True:
             start = clock()
-            await asyncio.sleep(_PAUSE_CHECK_SECONDS)
+            await asyncio.sleep(TIMEOUTS.pause_check_seconds)
             if (seconds := round(clock() - start, 1)) > self._session_seconds:
                 event = "process paused for longer than log.session_timeout, shards revoked"
                 logger.warning(event, role=self._role, seconds=seconds)
@@ -253,7 +237,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         if assigned:
             self._consumer.pause(*assigned)  # this consumer reads no records
         self._assigned = frozenset(partition.partition for partition in assigned)
-        self._generation = self._current_generation()
+        self._generation = generation_of(self._consumer)
         self.authorization_error = None
         self._liveness.record_heartbeat()
         self._changed.set()
@@ -275,12 +259,11 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         """Commit as this member, in this generation. Raises ShardLost when the member was excluded, LogUnavailable."""
         if self._consumer is None:
             raise ShardLost("this process has left the group")
-        # aiokafka commits without a generation after an exclusion, and an empty group accepts that: an old offset would
-        # replace a newer one.
-        if self._current_generation() != self._generation:
+        # aiokafka would commit without a generation, and an old offset could replace a newer one.
+        if generation_of(self._consumer) != self._generation:
             raise ShardLost("the group no longer counts this process as a member")
         try:
-            await asyncio.wait_for(self._consumer.commit(offsets), COMMIT_SECONDS)
+            await asyncio.wait_for(self._consumer.commit(offsets), TIMEOUTS.offset_commit_seconds)
         except (CommitFailedError, IllegalStateError) as error:
             raise ShardLost(error_message(error)) from None
         except CLIENT_ERRORS as error:
@@ -302,7 +285,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         try:
             while await self._wait_until_runnable(number):
                 shard = self._shards[number] = self._open_shard(number)
-                pause = _RESTART_SECONDS
+                pause = TIMEOUTS.retry_seconds
                 try:
                     await self._process(shard)
                 except ShardLost:
@@ -312,7 +295,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                     # is retried, in case an operator has repaired the log.
                     logger.error("shard stopped, its mail waits", role=self._role, shard=number, error=str(error))  # noqa: TRY400
                     STOPPED_SHARDS.record(self._role, number, str(error))
-                    pause = _UNREADABLE_RETRY_SECONDS
+                    pause = TIMEOUTS.unreadable_retry_seconds
                 finally:
                     try:
                         if self._commit_offsets is not None:
@@ -358,4 +341,4 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         for task in running:
             task.cancel()
         if running:
-            await asyncio.wait(running, timeout=_CANCEL_SECONDS)
+            await asyncio.wait(running, timeout=TIMEOUTS.stop_seconds)

@@ -17,12 +17,9 @@ from aiokafka import OffsetAndMetadata, TopicPartition
 from mail.log import LogUnavailable, ShardLost
 from mail.log.kafka.committed_offset import CommittedOffset
 from mail.log.kafka.delivery_shard import KafkaDeliveryShard
+from mail.log.kafka.timeouts import TIMEOUTS
 
 logger = structlog.get_logger()
-
-_PAUSE_SECONDS = 0.02  # between two commits; deliveries that finish meanwhile share the next one
-_BACKOFF_SECONDS = 0.5
-_IDLE_SECONDS = 5.0  # without progress, before an offset is committed again to test whether the brokers accept writes
 
 _UNCONFIRMED_MAX = 100
 
@@ -54,7 +51,7 @@ class OffsetCommitter:
         """Commit until cancelled."""
         while True:
             try:
-                async with asyncio.timeout(_IDLE_SECONDS):
+                async with asyncio.timeout(TIMEOUTS.offset_commit_idle_seconds):
                     await self._changed.wait()
             except TimeoutError:
                 await self.commit(recommit=True)
@@ -62,8 +59,8 @@ class OffsetCommitter:
             self._changed.clear()
             if not await self.commit():
                 self._changed.set()
-                await asyncio.sleep(_BACKOFF_SECONDS)
-            await asyncio.sleep(_PAUSE_SECONDS)
+                await asyncio.sleep(TIMEOUTS.offset_commit_retry_seconds)
+            await asyncio.sleep(TIMEOUTS.offset_commit_pause_seconds)
 
     async def commit(self, *, recommit: bool = False) -> bool:
         """Commit the finished offsets; False when the brokers did not confirm, so that the caller retries.

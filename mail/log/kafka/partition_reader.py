@@ -15,19 +15,14 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from mail.log import LogNotAuthorized, LogUnavailable, ShardLost
 from mail.log.kafka.access import CLIENT_ERRORS, Access, unavailable
-from mail.log.kafka.uvloop_workaround import stop_or_abort
+from mail.log.kafka.aiokafka_compat.clients import load_topics, stop_or_abort
+from mail.log.kafka.timeouts import TIMEOUTS
 
 logger = structlog.get_logger()
 
 FETCH_BYTES = 1 << 20  # prefetched per partition
-_STUCK_SECONDS = 10.0  # without records, before the broker is asked
-_RECHECK_SECONDS = 2.0
-_CALL_SECONDS = 30.0
-_CLOSE_SECONDS = 2.0
-# A committed offset above the end offset: the topic was recreated or truncated, or the broker lags behind. The end
-# offset is trusted after this time and this number of checks, each with a new client that may ask another broker.
-_TRUNCATION_SECONDS, _TRUNCATION_CHECKS = 15.0, 4
-_READ_LIMIT, _READ_WAIT_SECONDS = 2000, 0.2
+_TRUNCATION_CHECKS = 4  # of a committed offset above the end offset, each with a new client
+_READ_LIMIT = 2000
 
 
 class TopicRecreated(LogUnavailable):
@@ -65,10 +60,9 @@ class PartitionReader:
             check_crcs=False,  # frames have their own checksum
         )
         try:
-            async with asyncio.timeout(_CALL_SECONDS):
+            async with asyncio.timeout(TIMEOUTS.read_seconds):
                 await consumer.start()
-                # Otherwise the first request finds no leaders, and aiokafka sleeps for 0.1 s per topic.
-                await consumer._client.set_topics({tp.topic for tp in self._partitions})
+                await load_topics(consumer, {tp.topic for tp in self._partitions})
                 # Requested before the first fetch: a broker answers the requests of a connection in order, and a
                 # waiting fetch would delay the answer by half a second.
                 self.end_offsets_at_open = await consumer.end_offsets(list(self._partitions))
@@ -80,16 +74,15 @@ class PartitionReader:
                 consumer.assign(list(self._partitions))
                 for tp, offset in self._positions.items():
                     consumer.seek(tp, offset)
-        except CLIENT_ERRORS as error:
-            await _close(consumer)
-            raise unavailable(self._access.url, error, "Read") from None
-        except BaseException:
-            await _close(consumer)
+        except BaseException as error:
+            await stop_or_abort(consumer, TIMEOUTS.close_seconds)
+            if isinstance(error, CLIENT_ERRORS):
+                raise unavailable(self._access.url, error, "Read") from None
             raise
         self._consumer = consumer
         self._is_stuck = False
         now = asyncio.get_running_loop().time()
-        self._next_check_at = now + _STUCK_SECONDS
+        self._next_check_at = now + TIMEOUTS.stuck_seconds
         self._last_read_at = dict.fromkeys(self._partitions, now)
 
     async def reopen(self, positions: Mapping[TopicPartition, int]) -> None:
@@ -113,7 +106,7 @@ class PartitionReader:
         now = asyncio.get_running_loop().time()
         first_seen, checks = self._beyond_end.get(tp, (now, 0))
         self._beyond_end[tp] = first_seen, checks + 1
-        if now - first_seen < _TRUNCATION_SECONDS or checks < _TRUNCATION_CHECKS:
+        if now - first_seen < TIMEOUTS.truncation_seconds or checks < _TRUNCATION_CHECKS:
             raise LogUnavailable(
                 f"{self._access.url}: {tp.topic}, partition {tp.partition}, ends before its committed offset: the"
                 " broker lags behind, or the topic was truncated or recreated"
@@ -153,8 +146,8 @@ class PartitionReader:
         loop = asyncio.get_running_loop()
         # Checked per partition: one may be stuck while others return records.
         idle_seconds = loop.time() - min(self._last_read_at.values(), default=loop.time())
-        if wait_seconds and idle_seconds >= _STUCK_SECONDS and loop.time() >= self._next_check_at:
-            self._next_check_at = loop.time() + _STUCK_SECONDS
+        if wait_seconds and idle_seconds >= TIMEOUTS.stuck_seconds and loop.time() >= self._next_check_at:
+            self._next_check_at = loop.time() + TIMEOUTS.stuck_seconds
             if self._consumer is not None and (self._check_task is None or self._check_task.done()):
                 # Concurrent with the reads: an unresponsive broker may answer late, and records may arrive before that.
                 self._check_task = asyncio.create_task(self._check_stuck(), name="reader-check")
@@ -186,7 +179,7 @@ class PartitionReader:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
         while self.is_behind:
-            records = await self.read(_READ_LIMIT, _READ_WAIT_SECONDS)
+            records = await self.read(_READ_LIMIT, TIMEOUTS.read_wait_seconds)
             if records:
                 deadline = loop.time() + timeout_seconds
             elif loop.time() > deadline:
@@ -216,7 +209,7 @@ class PartitionReader:
         """Check whether unread records exist. A partition is stuck when it is behind twice at the same position."""
         assert self._consumer is not None
         try:
-            async with asyncio.timeout(_CALL_SECONDS):
+            async with asyncio.timeout(TIMEOUTS.read_seconds):
                 ends = await self._consumer.end_offsets(list(self._partitions))
         except CLIENT_ERRORS:
             return
@@ -229,7 +222,7 @@ class PartitionReader:
             logger.warning("reader is stuck, reopening", end_offsets=end_offsets)
             self._is_stuck = True
         elif behind:
-            self._next_check_at = asyncio.get_running_loop().time() + _RECHECK_SECONDS
+            self._next_check_at = asyncio.get_running_loop().time() + TIMEOUTS.stuck_recheck_seconds
         self._behind = behind
 
     async def close(self) -> None:
@@ -239,8 +232,4 @@ class PartitionReader:
             await asyncio.gather(task, return_exceptions=True)
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await _close(consumer)
-
-
-async def _close(consumer: AIOKafkaConsumer) -> None:
-    await stop_or_abort(consumer.stop(), consumer._client, _CLOSE_SECONDS)
+            await stop_or_abort(consumer, TIMEOUTS.close_seconds)

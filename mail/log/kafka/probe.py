@@ -16,10 +16,11 @@ from typing import Any
 from aiokafka import AIOKafkaProducer, TopicPartition
 
 from mail.log.kafka.access import CLIENT_ERRORS, Access, unavailable
-from mail.log.kafka.producer import PROBE_KEY, stop_producer
+from mail.log.kafka.aiokafka_compat.clients import stop_or_abort
+from mail.log.kafka.producer import PROBE_KEY
+from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.topics import EVENTS
 
-_PROBE_SECONDS = 6.0
 _LOG_APPEND_TIME = 1
 
 
@@ -36,7 +37,7 @@ class Probe:
 
 async def probe_brokers(access: Access) -> list[Probe]:
     """Probe one partition of every broker that leads one. Raises LogUnavailable."""
-    producer = access.producer(_PROBE_SECONDS, acks="all", linger_ms=0)
+    producer = access.producer(TIMEOUTS.broker_probe_seconds, acks="all", linger_ms=0)
     topic = access.topic(EVENTS)
     try:
         await producer.start()
@@ -52,13 +53,13 @@ async def probe_brokers(access: Access) -> list[Probe]:
     except CLIENT_ERRORS as error:
         raise unavailable(topic, error, "Write", topic) from None
     finally:
-        await stop_producer(producer, 1.0)
+        await stop_or_abort(producer, 1.0)
 
 
 async def _send(producer: AIOKafkaProducer, tp: TopicPartition) -> tuple[float, float, Any]:
     """Write a probe; returns the time of the request, the seconds until the response, and aiokafka's metadata."""
     request_time, start = time.time(), time.perf_counter()
-    async with asyncio.timeout(_PROBE_SECONDS + 1.0):
+    async with asyncio.timeout(TIMEOUTS.broker_probe_seconds + 1.0):
         metadata = await producer.send_and_wait(tp.topic, None, PROBE_KEY, tp.partition)
     return request_time, time.perf_counter() - start, metadata
 

@@ -18,7 +18,9 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 
 from mail.log import Condition, Down, Full, LogUnavailable, Usable
 from mail.log.codec import encode
-from mail.log.kafka.access import BATCH_BYTES, CLIENT_ERRORS, RECORD_BYTES_MAX, REQUEST_SECONDS, Access, error_message
+from mail.log.kafka.access import BATCH_BYTES, CLIENT_ERRORS, RECORD_BYTES_MAX, Access, error_message
+from mail.log.kafka.aiokafka_compat.clients import set_request_seconds, stop_or_abort
+from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.topics import ACCEPTED, ShardCounts, place
 from mail.record import Record
 from mail.settings import LogSettings
@@ -27,10 +29,8 @@ from mail.telemetry.log import PRODUCE_DURATION, PRODUCE_ERRORS
 logger = structlog.get_logger()
 
 PROBE_KEY = b"probe"
-_PROBE_SECONDS = 1.0
 _PROBES_MAX = 256  # concurrent; a few dozen bytes each
 _OVERDUE_SHARE = 0.25  # of the append time-out, after which new mail is refused
-_STOP_SECONDS = 5.0
 
 
 class Producer:
@@ -60,9 +60,7 @@ class Producer:
             max_request_size=RECORD_BYTES_MAX,
             linger_ms=self._linger_ms,  # even with 0, the next batch fills while a request is in flight
         )
-        # The request time-out is shorter: a batch that a frozen broker does not confirm goes to the next leader within
-        # its own time-out, and another broker is asked which one that is.
-        producer.client._request_timeout_ms = int(min(REQUEST_SECONDS, self._timeout) * 1000)
+        set_request_seconds(producer, min(TIMEOUTS.request_seconds, self._timeout))
         await producer.start()
 
     async def refresh_metadata(self) -> None:
@@ -80,7 +78,7 @@ class Producer:
                 await self._probe_task
         producer, self._producer = self._producer, None
         if producer is not None:
-            await stop_producer(producer, _STOP_SECONDS)
+            await stop_or_abort(producer, TIMEOUTS.stop_seconds)
 
     async def append(self, record: Record, counts: ShardCounts) -> None:
         """Return when the record is confirmed. Raises LogUnavailable."""
@@ -143,7 +141,7 @@ class Producer:
     async def _probe_failed_partitions(self) -> None:
         """Probe the failed partitions until all accept writes."""
         while self._failed:
-            await asyncio.sleep(_PROBE_SECONDS)
+            await asyncio.sleep(TIMEOUTS.retry_seconds)
             # Concurrently: in sequence, every partition that still fails would delay the others by a time-out.
             semaphore = asyncio.Semaphore(_PROBES_MAX)
             await asyncio.gather(*(self._probe_partition(partition, semaphore) for partition in list(self._failed)))
@@ -162,26 +160,3 @@ class Producer:
             )
             return
         self._failed.discard(partition)
-
-
-async def stop_producer(producer: AIOKafkaProducer, seconds: float = 0.0) -> None:
-    """Stop a producer gracefully within `seconds`, then abort it; unsent batches are never written.
-
-    `AIOKafkaProducer.stop()` waits for its batches without limit, and cancelling it leaves the sender running, which
-    would later write records that were reported as not written. So the sender task is cancelled here.
-    """
-    stopping = asyncio.ensure_future(producer.stop())
-    await asyncio.wait({stopping}, timeout=seconds)
-    sender = producer._sender.sender_task
-    if not stopping.done():
-        stopping.cancel()
-        if sender is not None:
-            sender.cancel()
-            await asyncio.wait({sender}, timeout=1.0)
-        with suppress(*CLIENT_ERRORS):
-            await asyncio.wait_for(producer.client.close(), 1.0)
-    for task in (stopping, sender):
-        if task is not None and task.done() and not task.cancelled():
-            task.exception()  # retrieved, so that asyncio does not log it
-    if not stopping.done():
-        await asyncio.wait({stopping}, timeout=1.0)

@@ -8,17 +8,16 @@ from __future__ import annotations
 from collections.abc import Awaitable
 
 from mail.log import LogNotAuthorized, LogUnavailable
-from mail.log.kafka.access import ROUTER, Access
+from mail.log.kafka.access import Access
 from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.partition_reader import PartitionReader
-from mail.log.topics import ACCEPTED, ALL_TOPICS, ATTEMPTED, DISPATCHED
-
-_FETCH_SECONDS = 0.6  # longer than a broker holds a fetch of an empty partition
+from mail.log.kafka.timeouts import TIMEOUTS
+from mail.log.topics import ALL_TOPICS, CONSUMED_TOPICS, ROUTER
 
 
 async def missing_rights(access: Access, cluster_info: ClusterInfo) -> list[str]:
     """A text for each refused right; other failures are ignored."""
-    consumed = [access.partition(topic, 0) for topic in (ACCEPTED, ATTEMPTED, DISPATCHED)]
+    consumed = [access.partition(topic, 0) for topic in CONSUMED_TOPICS]
     requests = (
         _fetch(access),
         cluster_info.delete_records(dict.fromkeys(consumed, 0)),
@@ -32,7 +31,7 @@ async def _fetch(access: Access) -> None:
     reader = PartitionReader(access, partitions)
     try:
         await reader.open(dict.fromkeys(partitions))
-        await reader.read(1, _FETCH_SECONDS)
+        await reader.read(1, TIMEOUTS.rights_fetch_seconds)
     finally:
         await reader.close()
 

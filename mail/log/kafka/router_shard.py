@@ -16,23 +16,18 @@ from typing import cast
 
 from aiokafka import ConsumerRecord, TopicPartition
 
-from mail.log import Entry, LogUnavailable, LogUnusable, ShardLost
-from mail.log.kafka.access import ROUTER, Access
+from mail.log import Entry, Input, LogUnavailable, LogUnusable, ShardLost
+from mail.log.kafka.access import Access
 from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.decode import decode_queue_entry, decode_record, read_compacted
 from mail.log.kafka.partition_reader import PartitionReader
+from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.kafka.transactional_producer import TransactionalProducer, batch_by_partition
-from mail.log.topics import ACCEPTED, ATTEMPTED, QUEUE, ShardCounts
+from mail.log.topics import ACCEPTED, ATTEMPTED, QUEUE, ROUTER, ShardCounts
 from mail.record import Accepted, Attempted, QueueEntry, Record
 
 _REPLAY_BATCH = 500
-_ARRIVAL_SECONDS = 10.0
-# Measured on two processors shared with the broker: at 50 ms two router processes had 0.87 of the throughput of one, at
-# 100 ms 0.97 to 1.01; at 200 ms deliveries begin to wait for work.
-_BATCH_INTERVAL_SECONDS = 0.1
 _BUSY_INPUTS = 4  # inputs per commit above which commits are spaced out
-
-Input = Entry[Accepted] | Entry[Attempted]
 
 
 class KafkaRouterShard:
@@ -146,7 +141,7 @@ class KafkaRouterShard:
             records += await self._reader.read(limit - len(records), 0.0, [self._accepted])
         if not records:
             if self._reader.is_behind:  # records exist: an empty result would be wrong
-                records = await self._reader.read_until_lost(self.lost, limit, _ARRIVAL_SECONDS)
+                records = await self._reader.read_until_lost(self.lost, limit, TIMEOUTS.router_arrival_seconds)
                 if not records and self._reader.is_behind:
                     raise LogUnavailable(f"{self._accepted.topic}, shard {self.number}: existing records do not arrive")
             elif wait:
@@ -157,7 +152,7 @@ class KafkaRouterShard:
 
     async def _wait_for_batch(self) -> None:
         """A transaction costs five round trips, whatever its size. So after a commit of several inputs the next one
-        starts no sooner than `_BATCH_INTERVAL_SECONDS` later; a shard with few inputs does not wait.
+        starts no sooner than `TIMEOUTS.router_batch_seconds` later; a shard with few inputs does not wait.
         """
         seconds = self._next_read_at - asyncio.get_running_loop().time()
         if seconds > 0:
@@ -190,7 +185,7 @@ class KafkaRouterShard:
         if not outputs and not offsets:
             return
         now = asyncio.get_running_loop().time()
-        self._next_read_at = now + _BATCH_INTERVAL_SECONDS if len(consumed) >= _BUSY_INPUTS else 0.0
+        self._next_read_at = now + TIMEOUTS.router_batch_seconds if len(consumed) >= _BUSY_INPUTS else 0.0
         try:
             await self._producer.commit(batch_by_partition(outputs, self._counts(), self._access), offsets)
         except (LogUnavailable, ShardLost) as error:

@@ -17,6 +17,7 @@ from mail.log.kafka.access import CLIENT_ERRORS, Access, error_message
 from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.history import KafkaHistoryReader
 from mail.log.kafka.producer import Producer
+from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.kafka.topic_watcher import load_topics
 from mail.log.kafka.topics import refuse_unsafe, shard_counts_of
 from mail.log.topics import ShardCounts, tenant_prefix
@@ -24,10 +25,6 @@ from mail.record import Accepted
 from mail.settings import LogSettings
 
 logger = structlog.get_logger()
-
-_RETRY_SECONDS = 5.0  # before missing topics are checked again
-_OPEN_SECONDS_MAX = 30.0  # time-out of opening a producer
-_OPEN_WAIT_SECONDS = 3.0  # a recipient's wait for a producer, which normally opens in a tenth of a second
 
 TenantProducer = tuple[Producer, ShardCounts]
 
@@ -48,7 +45,7 @@ class TenantProducers:
         if tenant in self._producers or self._recent_failure(tenant) is not None:
             return
         start, task = self._start_opening(tenant)
-        remaining = start + _OPEN_WAIT_SECONDS - asyncio.get_running_loop().time()
+        remaining = start + TIMEOUTS.tenant_open_wait_seconds - asyncio.get_running_loop().time()
         await asyncio.wait({task}, timeout=max(0.0, remaining))
 
     async def append(self, tenant: str, record: Accepted) -> None:
@@ -95,7 +92,7 @@ class TenantProducers:
 
     def _recent_failure(self, tenant: str) -> str | None:
         time, reason = self._failures.get(tenant, (float("-inf"), ""))
-        return reason if asyncio.get_running_loop().time() - time < _RETRY_SECONDS else None
+        return reason if asyncio.get_running_loop().time() - time < TIMEOUTS.tenant_retry_seconds else None
 
     def _tenant_access(self, tenant: str) -> Access:
         return replace(self._access, prefix=tenant_prefix(self._access.prefix, tenant), tenant=tenant)
@@ -111,7 +108,7 @@ class TenantProducers:
         access, settings = self._tenant_access(tenant), self._settings
         producer = Producer(access, settings)
         try:
-            async with asyncio.timeout(_OPEN_SECONDS_MAX):
+            async with asyncio.timeout(TIMEOUTS.tenant_open_seconds):
                 async with ClusterInfo(access) as cluster_info:
                     topic_states = await cluster_info.topics()
                 counts = shard_counts_of(topic_states, access, settings)

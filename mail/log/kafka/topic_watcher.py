@@ -15,6 +15,7 @@ import structlog
 from mail.log import LogUnavailable, LogUnusable
 from mail.log.kafka.access import Access
 from mail.log.kafka.cluster_info import ClusterInfo
+from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.kafka.topics import (
     TopicState,
     has_fewer_replicas,
@@ -28,10 +29,8 @@ from mail.settings import LogSettings
 
 logger = structlog.get_logger()
 
-POLL_SECONDS = 5.0
-_RESUME_SECONDS = 15.0
 _UNANSWERED_MAX = 2  # consecutive time-outs that make an outage; a dying broker causes one
-_MISSING_TRIES, _MISSING_SECONDS = 6, 0.5  # before topics count as missing: brokers learn of new ones one after another
+_MISSING_TRIES = 6  # before topics count as missing
 
 
 async def load_topics(
@@ -44,7 +43,7 @@ async def load_topics(
     for _ in range(_MISSING_TRIES):
         if len(topic_states) == len(ALL_TOPICS):
             break
-        await asyncio.sleep(_MISSING_SECONDS)
+        await asyncio.sleep(TIMEOUTS.topics_missing_seconds)
         topic_states = await cluster_info.topics(access, with_config=with_config)
     counts = shard_counts_of(topic_states, access, settings)
     if with_config and settings.durability != "dev":
@@ -95,7 +94,7 @@ class TopicWatcher:
     async def watch(self) -> None:
         """Check until cancelled. Partitions that `dispatched` gains are used for new dispatches."""
         while True:
-            await asyncio.sleep(POLL_SECONDS)
+            await asyncio.sleep(TIMEOUTS.watch_seconds)
             try:
                 await self.check()
                 self._unanswered = 0
@@ -118,7 +117,7 @@ class TopicWatcher:
         self._update_writability(topic_states)
         self._suspend()
         self.counts = counts
-        async with asyncio.timeout(_RESUME_SECONDS):
+        async with asyncio.timeout(TIMEOUTS.topics_resume_seconds):
             await self._on_restored()
         self._is_missing = False
         if self.problem is not None:
@@ -131,7 +130,7 @@ class TopicWatcher:
         """
         for attempt in range(_MISSING_TRIES):
             if attempt:
-                await asyncio.sleep(_MISSING_SECONDS)
+                await asyncio.sleep(TIMEOUTS.topics_missing_seconds)
             topic_states = await self._cluster_info.topics(self._access, with_config=False)
             self.outage = not_writable(topic_states, self._min_in_sync)
             try:

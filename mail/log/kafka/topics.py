@@ -10,16 +10,17 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from aiokafka import errors
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.protocol.metadata import MetadataRequest
 
 from mail.log import LogNotReady, LogUnusable
 from mail.log.kafka.access import RECORD_BYTES_MAX, Access
-from mail.log.topics import ACCEPTED, ALL_TOPICS, DISPATCHED, EVENTS, ShardCounts, Topic
+from mail.log.kafka.aiokafka_compat.clients import describe_topics
+from mail.log.kafka.timeouts import TIMEOUTS
+from mail.log.topics import ACCEPTED, ALL_TOPICS, DISPATCHED, Partitioning, ShardCounts, Topic
 from mail.settings import LogSettings
 
 T = TypeVar("T")
@@ -28,7 +29,7 @@ RECORD_BYTES_NEEDED = 6 << 20  # least `max.message.bytes`: inline content and a
 SHARDS = 12  # partitions of a new topic without a setting
 REPLICATION_SAFE = 3
 IN_SYNC_SAFE = 2
-_ANY_TRIES, _ANY_PAUSE_SECONDS = 9, 0.1
+_ANY_TRIES = 9
 
 _MILLISECOND = timedelta(milliseconds=1)
 # Compaction keeps replay short: a log is cleaned when a tenth is dirty, segments are small, and a tombstone is kept for
@@ -76,14 +77,14 @@ def topic_config(topic: Topic, settings: LogSettings) -> dict[str, str]:
     }
     if topic.compacted:
         return common | _COMPACTED
-    if topic is EVENTS:
+    if not topic.consumer:
         retention_ms = str(settings.events_retention // _MILLISECOND)
         return common | {"cleanup.policy": "delete", "retention.ms": retention_ms, "retention.bytes": "-1"}
     return common | _PURGED
 
 
 def partition_count(topic: Topic, settings: LogSettings) -> int:
-    return (settings.delivery_shards if topic is DISPATCHED else settings.shards) or SHARDS
+    return ShardCounts(settings.shards or SHARDS, settings.delivery_shards or SHARDS).of(topic)
 
 
 async def find_topics(
@@ -118,19 +119,8 @@ async def from_any_broker(call: Callable[[], Awaitable[T]]) -> T:
         try:
             return await call()
         except (errors.NodeNotReadyError, errors.KafkaConnectionError):
-            await asyncio.sleep(_ANY_PAUSE_SECONDS)
+            await asyncio.sleep(TIMEOUTS.metadata_retry_seconds)
     return await call()
-
-
-async def describe_topics(
-    admin: AIOKafkaAdminClient, names: list[str], broker: int | None = None
-) -> list[dict[str, Any]]:
-    """Metadata of these topics at `broker`, or at any. Not aiokafka's `describe_topics`, which creates missing topics
-    with one partition and one replica where `auto.create.topics.enable = true` (Kafka's default).
-    """
-    response = await admin._send_request(MetadataRequest(names, allow_auto_topic_creation=False), broker)
-    descriptions: list[dict[str, Any]] = response.to_object()["topics"]
-    return descriptions
 
 
 async def _describe_configs(admin: AIOKafkaAdminClient, names: list[str]) -> dict[str, dict[str, str]]:
@@ -159,7 +149,7 @@ def shard_counts_of(topic_states: Mapping[Topic, TopicState], access: Access, se
         )
     accepted, dispatched = topic_states[ACCEPTED], topic_states[DISPATCHED]
     for topic, state in topic_states.items():
-        if topic is not DISPATCHED and state.partitions != accepted.partitions:
+        if topic.partitioning is Partitioning.QUEUE_ID and state.partitions != accepted.partitions:
             raise LogUnusable(
                 f"{access.url}: topic {accepted.name} has {accepted.partitions} partitions and {state.name} has"
                 f" {state.partitions}: the numbers must be equal; this set of topics is damaged, use another log.prefix"
@@ -193,7 +183,7 @@ def _config_problems(topic: Topic, config: Mapping[str, str], settings: LogSetti
             yield f"cleanup.policy = {policy} removes queue entries: set it to compact", True
     elif policy != "delete":
         yield f"cleanup.policy = {policy} drops records by key: set it to delete", True
-    elif topic is not EVENTS:
+    elif topic.consumer:
         for key in ("retention.ms", "retention.bytes"):
             if config.get(key) != "-1":
                 yield f"{key} = {config.get(key)} removes undelivered mail: set it to -1", True

@@ -16,20 +16,14 @@ from aiokafka import AIOKafkaProducer, TopicPartition, errors
 from mail.log import LogUnavailable, ShardLost
 from mail.log.codec import encode
 from mail.log.kafka.access import BATCH_BYTES, CLIENT_ERRORS, RECORD_BYTES_MAX, Access, unavailable
-from mail.log.kafka.producer import stop_producer
+from mail.log.kafka.aiokafka_compat.clients import sender_error, stop_or_abort
+from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.topics import ShardCounts, place
 from mail.record import Record
 from mail.telemetry.log import PRODUCE_DURATION, PRODUCE_ERRORS
 
 logger = structlog.get_logger()
 
-# The open transaction of a killed router hides later records of other routers until it times out or the shard's next
-# owner ends it: as short as possible, but longer than any batch takes.
-TRANSACTION_SECONDS = 15.0
-# Shorter, so that it does not wait for a transaction that the broker has ended. A slower commit is repeated, which is
-# always safe; aiokafka may wait twice as long for a dead coordinator.
-COMMIT_SECONDS = 10.0
-_STOP_SECONDS = 1.0
 _FENCED = (errors.ProducerFenced, errors.InvalidProducerEpoch, errors.InvalidProducerIdMapping)
 
 Batches = Mapping[TopicPartition, Sequence[tuple[bytes, bytes | None]]]  # (key, value) in order
@@ -43,7 +37,7 @@ class TransactionalProducer:
         self._id = f"{group}-{shard}"
         self._group = group
         self._shard = shard
-        self._timeout = min(timeout_seconds, COMMIT_SECONDS)
+        self._timeout = min(timeout_seconds, TIMEOUTS.transaction_commit_seconds)
         self._producer: AIOKafkaProducer | None = None
 
     async def open(self) -> None:
@@ -51,18 +45,17 @@ class TransactionalProducer:
         await self.close()
         producer = self._access.producer(
             transactional_id=self._id,
-            transaction_timeout_ms=int(TRANSACTION_SECONDS * 1000),
+            transaction_timeout_ms=int(TIMEOUTS.transaction_seconds * 1000),
             max_batch_size=BATCH_BYTES,
             max_request_size=RECORD_BYTES_MAX,
         )
         try:
             async with asyncio.timeout(self._timeout):
                 await producer.start()
-        except CLIENT_ERRORS as error:
-            await stop_producer(producer)
-            raise unavailable(f"transactional id {self._id}", error, "Write") from None
-        except BaseException:
-            await stop_producer(producer)
+        except BaseException as error:
+            await stop_or_abort(producer)
+            if isinstance(error, CLIENT_ERRORS):
+                raise unavailable(f"transactional id {self._id}", error, "Write") from None
             raise
         self._producer = producer
 
@@ -80,7 +73,7 @@ class TransactionalProducer:
                     await self._commit(producer, batches, offsets)
             is_committed = True
         except CLIENT_ERRORS as error:
-            if isinstance(error, _FENCED) or _is_fenced(producer):
+            if isinstance(error, _FENCED) or isinstance(sender_error(producer), _FENCED):
                 logger.warning("shard taken over by another router", transactional_id=self._id, shard=self._shard)
                 raise ShardLost from None
             PRODUCE_ERRORS.inc()
@@ -88,7 +81,7 @@ class TransactionalProducer:
         finally:
             if not is_committed:
                 self._producer = None
-                await stop_producer(producer)
+                await stop_or_abort(producer)
 
     async def _commit(
         self, producer: AIOKafkaProducer, batches: Batches, offsets: Mapping[TopicPartition, int]
@@ -112,7 +105,7 @@ class TransactionalProducer:
     async def close(self) -> None:
         producer, self._producer = self._producer, None
         if producer is not None:
-            await stop_producer(producer, _STOP_SECONDS)
+            await stop_or_abort(producer, TIMEOUTS.cancel_seconds)
 
 
 async def _send(producer: AIOKafkaProducer, tp: TopicPartition, records: Sequence[tuple[bytes, bytes | None]]) -> None:
@@ -129,14 +122,6 @@ async def _send(producer: AIOKafkaProducer, tp: TopicPartition, records: Sequenc
     confirmations.append(await producer.send_batch(batch, tp.topic, partition=tp.partition))
     for confirmation in confirmations:
         await confirmation
-
-
-def _is_fenced(producer: AIOKafkaProducer) -> bool:
-    """Whether the sender ended because another producer holds the id; the call itself then only timed out."""
-    sender = producer._sender.sender_task
-    if sender is None or not sender.done() or sender.cancelled():
-        return False
-    return isinstance(sender.exception(), _FENCED)
 
 
 def batch_by_partition(records: Sequence[Record], counts: ShardCounts, access: Access) -> Batches:

@@ -12,8 +12,8 @@ import yaml
 from delivery import mailbox_courier
 from delivery.client_session import Timeouts
 from eilpost.wiring import delivery_id_retention
-from mail.log import kafka
-from mail.log.kafka import membership, transactional_producer
+from mail.log.kafka.membership import COORDINATOR_SHARE
+from mail.log.kafka.timeouts import TIMEOUTS as KAFKA
 from mail.settings import Settings
 from mail.spool import object_spool
 from mailstore import mailbox_lock
@@ -28,17 +28,22 @@ APPEND = SETTINGS.log.append_timeout.total_seconds()
 SESSION = SETTINGS.log.session_timeout.total_seconds()
 DRAIN = SETTINGS.node.drain_timeout.total_seconds()
 LIFETIME = SETTINGS.router.queue_lifetime.total_seconds()
-UNITS = {"s": 1, "min": 60, "d": 86_400}
+UNITS = {"ms": 0.001, "s": 1, "min": 60, "d": 86_400}
 
 # The values of each row, in its order.
 SHORTER_AND_LONGER = (
     (object_spool.TIME_LIMIT_SECONDS, APPEND),
     (APPEND, Timeouts().dot_seconds),
-    (transactional_producer.COMMIT_SECONDS, transactional_producer.TRANSACTION_SECONDS),
-    (SESSION * membership.COORDINATOR_SHARE, SESSION),
-    (membership.HEARTBEAT_SECONDS, SESSION),
-    (membership.COMMIT_SECONDS, kafka.DRAIN_SECONDS),
-    (kafka.DRAIN_SECONDS, membership.REBALANCE_SECONDS),
+    (KAFKA.request_seconds, APPEND),
+    (KAFKA.check_seconds, KAFKA.request_seconds),
+    (KAFKA.transaction_commit_seconds, KAFKA.transaction_seconds),
+    (SESSION * COORDINATOR_SHARE, SESSION),
+    (KAFKA.heartbeat_seconds, SESSION),
+    (KAFKA.pause_check_seconds, SESSION),
+    (KAFKA.offset_commit_seconds, KAFKA.drain_seconds),
+    (KAFKA.drain_seconds, KAFKA.rebalance_seconds),
+    (KAFKA.rebalance_seconds, KAFKA.join_seconds),
+    (KAFKA.stuck_seconds + KAFKA.stuck_recheck_seconds, KAFKA.delivery_arrival_seconds),
     (mailbox_lock.LOCK_SECONDS, mailbox_courier.APPEND_TIMEOUT_SECONDS),
     (DRAIN, VALUES["preStopSeconds"] + VALUES["drainSeconds"] + 10),
     (LIFETIME, SETTINGS.spool.retention.total_seconds()),
@@ -47,8 +52,8 @@ SHORTER_AND_LONGER = (
 
 
 def _stated_seconds(cell: str) -> float | None:
-    stated = re.search(r"(\d+) (s|min|d)\b", re.sub(r"`[^`]*` \+ .*", "", cell))
-    return int(stated[1]) * UNITS[stated[2]] if stated else None
+    stated = re.search(r"([\d.]+) (ms|s|min|d)\b", re.sub(r"`[^`]*` \+ .*", "", cell))
+    return float(stated[1]) * UNITS[stated[2]] if stated else None
 
 
 @pytest.mark.parametrize(
@@ -68,3 +73,13 @@ def test_the_shorter_time_out_is_shorter_and_the_page_states_both(
 def test_a_mailbox_recognises_delivery_ids_for_twice_any_queue_lifetime() -> None:
     router = SETTINGS.router.model_copy(update={"queue_lifetime": timedelta(days=30)})
     assert delivery_id_retention(SETTINGS.model_copy(update={"router": router})) == timedelta(days=60)
+
+
+def test_every_time_out_of_the_kafka_log_is_a_field_of_its_time_outs() -> None:
+    constant = re.compile(r"^\w*_(?:SECONDS|MS)\b.* = .*\d", re.MULTILINE)
+    found = {
+        path.name: names
+        for path in (ROOT / "mail" / "log" / "kafka").rglob("*.py")
+        if (names := constant.findall(path.read_text(encoding="utf-8")))
+    }
+    assert found == {"__init__.py": ["_REPORT_LINGER_MS = 10"]}  # not a time-out: the size of a batch

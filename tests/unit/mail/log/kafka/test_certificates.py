@@ -20,6 +20,7 @@ from mail.log.kafka.certificates import Certificates
 from mail.settings import LogSettings
 from mail.telemetry import REGISTRY
 from tests.support.builders.certificates import Authority, Mount, Pair
+from tests.support.kafka_timeouts import set_timeouts
 from tests.support.servers.ports import wait_until
 
 YEAR = timedelta(days=365)
@@ -38,7 +39,7 @@ def mount(tmp_path: Path, authority: Authority) -> Mount:
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certificates, "POLL_SECONDS", 0.02)
+    set_timeouts(monkeypatch, watch_seconds=0.02)
 
 
 def settings(mount: Mount) -> LogSettings:

@@ -13,7 +13,9 @@ from aiokafka.client import ConnectionGroup
 from aiokafka.conn import CloseReason
 from aiokafka.errors import KafkaConnectionError
 
+from mail.log.kafka.aiokafka_compat.circuits import install_circuit_breaker
 from mail.log.kafka.circuit_breaker import CircuitBreaker
+from tests.support.kafka_timeouts import set_timeouts
 from tests.support.servers.ports import wait_until
 
 HUNG, LIVE = "hung.test:9092", "live.test:9092"
@@ -33,8 +35,8 @@ class Brokers:
 
 
 class Client:
-    """The part of an AIOKafkaClient that `install` uses. aiokafka's own code calls the private methods; here the public
-    ones at the end do.
+    """The part of an AIOKafkaClient that `install_circuit_breaker` uses. aiokafka's own code calls the private methods;
+    here the public ones at the end do.
     """
 
     def __init__(self, *addresses: str) -> None:
@@ -96,7 +98,7 @@ class Client:
 def install_in_two(circuit_breaker: CircuitBreaker) -> tuple[Client, Client]:
     clients = Client(HUNG, LIVE), Client(HUNG, LIVE)
     for client in clients:
-        circuit_breaker.install(client)
+        install_circuit_breaker(client, circuit_breaker)
     return clients
 
 
@@ -139,7 +141,7 @@ async def test_a_refused_connection_causes_no_check() -> None:
 
 
 async def test_the_circuit_closes_when_the_broker_passes_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mail.log.kafka.circuit_breaker._RECHECK_SECONDS", 0.0)
+    set_timeouts(monkeypatch, retry_seconds=0.0)
     brokers = Brokers()
     first, _ = install_in_two(CircuitBreaker(brokers.connect))
     first.time_out(HUNG)
@@ -152,7 +154,7 @@ async def test_the_circuit_closes_when_the_broker_passes_a_check(monkeypatch: py
 
 
 async def test_an_open_circuit_is_checked_at_most_once_per_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mail.log.kafka.circuit_breaker._RECHECK_SECONDS", 3600.0)
+    set_timeouts(monkeypatch, retry_seconds=3600.0)
     brokers = Brokers()
     first, second = install_in_two(CircuitBreaker(brokers.connect))
     first.time_out(HUNG)
@@ -164,7 +166,7 @@ async def test_an_open_circuit_is_checked_at_most_once_per_interval(monkeypatch:
 async def test_the_only_broker_is_never_checked() -> None:
     brokers = Brokers()
     only = Client(HUNG)
-    CircuitBreaker(brokers.connect).install(only)
+    install_circuit_breaker(only, CircuitBreaker(brokers.connect))
     only.time_out(HUNG)
     assert await only.connects(0)
     assert brokers.connections == []
@@ -205,7 +207,7 @@ async def test_a_time_out_of_a_round_over_all_brokers_checks_all(call: str) -> N
 
 
 async def test_a_bootstrap_address_is_checked_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mail.log.kafka.circuit_breaker._RECHECK_SECONDS", 0.0)
+    set_timeouts(monkeypatch, retry_seconds=0.0)
     brokers = Brokers({"alias.test:9092": False})
     circuit_breaker = CircuitBreaker(brokers.connect)
     await circuit_breaker.check("alias.test", 9092)

@@ -29,7 +29,7 @@ def _consumer(tasks: dict[str, asyncio.Task[None]]) -> Any:
 
 @pytest.mark.parametrize("failed", TASKS)
 async def test_failure_names_the_task_that_ended_and_its_error(failed: str) -> None:
-    liveness = MemberLiveness(7.0, 25.0, lambda: 0.0)
+    liveness = MemberLiveness(7.0, lambda: 0.0)
     liveness.record_heartbeat()
     tasks = {name: asyncio.create_task(_forever()) for name in TASKS}
     assert liveness.failure(_consumer(tasks)) is None
@@ -44,7 +44,7 @@ async def test_failure_names_the_task_that_ended_and_its_error(failed: str) -> N
 
 async def test_failure_names_the_time_without_a_heartbeat() -> None:
     now = 0.0
-    liveness = MemberLiveness(7.0, 25.0, lambda: now)
+    liveness = MemberLiveness(7.0, lambda: now)
     liveness.record_heartbeat()
     tasks = {name: asyncio.create_task(_forever()) for name in TASKS}
     now = 32.0

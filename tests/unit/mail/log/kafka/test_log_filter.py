@@ -9,7 +9,7 @@ import logging
 import pytest
 from aiokafka.errors import ProducerFenced
 
-from mail.log.kafka.log_filter import install_log_filter
+from mail.log.kafka.aiokafka_compat.log_filter import install_log_filter
 
 
 @pytest.mark.parametrize(("error", "logged"), [(ProducerFenced(), False), (ValueError("ours"), True)])

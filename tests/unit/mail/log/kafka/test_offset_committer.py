@@ -14,6 +14,7 @@ from mail.log import LogUnavailable, ShardLost
 from mail.log.kafka import offset_committer as offset_committer
 from mail.log.kafka.committed_offset import CommittedOffset
 from mail.log.kafka.offset_committer import OffsetCommitter
+from tests.support.kafka_timeouts import set_timeouts
 from tests.support.servers.ports import wait_until
 
 MANY = 1000
@@ -115,7 +116,7 @@ async def test_a_few_unconfirmed_deliveries_stop_nothing(count: int) -> None:
 
 
 async def test_an_idle_committer_recommits_and_detects_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(offset_committer, "_IDLE_SECONDS", 0.01)
+    set_timeouts(monkeypatch, offset_commit_idle_seconds=0.01)
     committer, shard, group = make_committer(
         None, LogUnavailable("connection lost"), LogUnavailable("connection lost"), *[None] * 99
     )

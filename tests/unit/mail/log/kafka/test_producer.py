@@ -11,10 +11,10 @@ from aiokafka import TopicPartition
 from aiokafka.errors import NotLeaderForPartitionError
 
 from mail.log import Down, LogUnavailable, Usable
-from mail.log.kafka import producer
 from mail.log.kafka.access import make_access
 from mail.log.kafka.producer import Producer
 from mail.settings import LogSettings
+from tests.support.kafka_timeouts import set_timeouts
 from tests.support.servers.ports import wait_until
 
 SETTINGS = LogSettings(url="kafka://127.0.0.1:1")
@@ -43,7 +43,7 @@ class Brokers:
 
 
 async def test_failed_partitions_are_probed_concurrently(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(producer, "_PROBE_SECONDS", 0.05)
+    set_timeouts(monkeypatch, retry_seconds=0.05)
     brokers = Brokers()
     log = Producer(make_access(SETTINGS), SETTINGS)
     log._producer = brokers  # type: ignore[assignment]
@@ -56,7 +56,7 @@ async def test_failed_partitions_are_probed_concurrently(monkeypatch: pytest.Mon
 
 
 async def test_a_deleted_partition_does_not_keep_the_log_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(producer, "_PROBE_SECONDS", 0.05)
+    set_timeouts(monkeypatch, retry_seconds=0.05)
     log = Producer(make_access(SETTINGS), SETTINGS)
     log._producer = ShrunkCluster()  # type: ignore[assignment]
     with pytest.raises(LogUnavailable, match="the partition does not exist"):

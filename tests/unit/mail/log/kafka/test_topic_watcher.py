@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from mail.log import LogUnavailable
-from mail.log.kafka import topic_watcher
 from mail.log.kafka.access import make_access
 from mail.log.kafka.topic_watcher import TopicWatcher
 from mail.log.kafka.topics import TopicState
 from mail.log.topics import ALL_TOPICS, DISPATCHED, Topic
 from mail.settings import LogSettings
+from tests.support.kafka_timeouts import set_timeouts
 from tests.support.servers.ports import wait_until
 
 SETTINGS = LogSettings(url="kafka://127.0.0.1:1", durability="dev")
@@ -58,7 +58,7 @@ class FakeCluster:
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topic_watcher, "_MISSING_SECONDS", 0.0)
+    set_timeouts(monkeypatch, topics_missing_seconds=0.0)
 
 
 async def watched(*answers: Mapping[Topic, TopicState] | Exception) -> FakeCluster:
@@ -121,7 +121,7 @@ async def test_a_partition_below_min_insync_replicas_is_an_outage() -> None:
 
 
 async def test_two_unanswered_checks_are_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(topic_watcher, "POLL_SECONDS", 0.0)
+    set_timeouts(monkeypatch, watch_seconds=0.0)
     cluster = await watched(LogUnavailable("missing"), LogUnavailable("missing"), topics(12, 24))
     outages = []
     topics_of = cluster.topics

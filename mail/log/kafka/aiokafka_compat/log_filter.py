@@ -30,5 +30,7 @@ def _is_not_from_aiokafka(record: logging.LogRecord) -> bool:
 
 
 def install_log_filter() -> None:
-    """Install the filter for this process. Idempotent."""
+    """Install the filter for this process. Idempotent.
+    Upstream: none found. Remove when aiokafka retrieves the errors of its own tasks and futures.
+    """
     logging.getLogger("asyncio").addFilter(_is_not_from_aiokafka)
