@@ -64,17 +64,17 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._made_at = self.loop.time()
+        self.made_at = self.loop.time()
         self._has_request = False
         self._abort_timer = self.loop.call_later(_REQUEST_SECONDS, transport.abort)
         if len(self.connections) > _CONNECTIONS:
             others = [other for other in self.connections if isinstance(other, _Protocol) and other is not self]
-            oldest = min(others, key=lambda other: (other._is_answering, other._made_at), default=self)
+            oldest = min(others, key=lambda other: (other.is_answering, other.made_at), default=self)
             oldest.connections.discard(oldest)  # at once: connection_lost comes later
             oldest.transport.abort()
 
     @property
-    def _is_answering(self) -> bool:
+    def is_answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
@@ -96,9 +96,6 @@ class _Protocol(H11Protocol):
             super().send_400_response(msg)
         else:  # a response was sent already
             self.transport.close()
-
-    def _should_upgrade(self) -> bool:
-        return False  # RFC 9110 section 7.8: a server may ignore it; uvicorn would log a warning
 
 
 class HttpServer:
@@ -130,7 +127,7 @@ class HttpServer:
             log_level="error",  # errors of clients are not logged
             access_log=False,
             lifespan="off",
-            ws="none",
+            ws="none",  # RFC 9110 section 7.8: a server may ignore Upgrade; uvicorn logs a warning, below `log_level`
             http=_Protocol,
             server_header=False,
             backlog=64,

@@ -85,7 +85,7 @@ class SinkSession(asyncio.Protocol):
         self.host = ""  # the local address of the connection
         self.transport: asyncio.Transport | None = None
         self._buffer = bytearray()
-        self._counted_bytes = 0  # octets of the buffer included in `Sink.buffered_bytes`
+        self.counted_bytes = 0  # octets of the buffer included in `Sink.buffered_bytes`
         self._searched = 0  # octets of the content already searched for its end
         self._in_data = self._closing = self._is_paused = False
         self._sender = ""
@@ -121,11 +121,11 @@ class SinkSession(asyncio.Protocol):
         self.process_buffer()
         self._count()
         if self.sink.buffered_bytes > _MAX_BUFFERED_BYTES:
-            max(self.sink.open, key=lambda session: session._counted_bytes).abort()
+            max(self.sink.open, key=lambda session: session.counted_bytes).abort()
 
     def _count(self) -> None:
-        self.sink.buffered_bytes += len(self._buffer) - self._counted_bytes
-        self._counted_bytes = len(self._buffer)
+        self.sink.buffered_bytes += len(self._buffer) - self.counted_bytes
+        self.counted_bytes = len(self._buffer)
 
     def pause_writing(self) -> None:
         self._is_paused = True
