@@ -93,11 +93,20 @@ async def stop_or_abort(
         ending = {task for task in (stopping, sender, client._sync_task, *tasks) if task is not None}
         for task in ending:
             task.cancel()
-        for connection in client._conns.values():
-            connection.close()
+        _abort_connections(client)
     await asyncio.wait(ending, timeout=TIMEOUTS.cancel_seconds)
+    _abort_connections(client)  # a task may have made another one before it ended
+    await asyncio.sleep(0)  # the sockets are closed in the loop's next turn
     for task in ending:
         task_error(task)  # retrieved, so that asyncio does not log it
+
+
+def _abort_connections(client: AIOKafkaClient) -> None:
+    """Close connections without waiting for a broker that does not read what was sent."""
+    for connection in client._conns.values():
+        if connection._writer is not None:
+            connection._writer.transport.abort()
+        connection.close()
 
 
 def sender_error(producer: AIOKafkaProducer) -> BaseException | None:
