@@ -161,7 +161,7 @@ async def test_mail_flows_and_a_router_is_added(docker_engine: Engine, images: d
 
         project.run("up", "--detach", "--no-build", "--pull=never", "--no-recreate", "--scale=router=3")
         owned = 'eilpost_shards_owned{role="router"}'
-        _until(lambda: running.number(f"count({owned} > 0) == 3 and sum({owned})") == 12, project)
+        _until(lambda: running.number(f"sum({owned}) and count({owned} > 0) == 3") == 12, project)
         await sources[0].send(_postings("more", 40, "outside@example.test"))
         _until(lambda: running.arrived().keys() == sources[0].promised.keys(), project)
 
