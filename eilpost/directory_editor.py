@@ -265,14 +265,24 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write the file atomically."""
+    """Write the file atomically, with the owner, group and mode of the old one: a server of another user reads it.
+    Raises SettingsError, and changes nothing, where this user may not give the file to them.
+    """
     target = path.resolve()  # a symbolic link stays one
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    mode = target.stat().st_mode & 0o777
+    old = target.stat()
+    mode = old.st_mode & 0o777
     try:
         with open(temporary, "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(text)
             file.flush()
+            try:
+                os.fchown(file.fileno(), old.st_uid, old.st_gid)
+            except OSError:
+                ids = f"owner and group ({old.st_uid}:{old.st_gid})"
+                raise SettingsError(
+                    f"{path}: this user cannot keep its {ids}; run the command as root or its owner"
+                ) from None
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         temporary.replace(target)

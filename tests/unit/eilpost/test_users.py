@@ -183,6 +183,27 @@ def test_a_lock_that_is_never_released_is_one_line(file: Path, monkeypatch: pyte
     assert file.read_text() == FILE
 
 
+def test_the_owner_and_group_of_the_file_stay(file: Path) -> None:
+    """As root edits a file that the server reads by its group."""
+    ids = (4321, 8765) if os.getuid() == 0 else (os.getuid(), os.getgroups()[-1])
+    os.chown(file, *ids)
+    users.add(file, "carol@example.test", "x")
+    assert _verified(file, "carol@example.test", "x")
+    status = file.stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (*ids, 0o640)
+
+
+def test_a_file_whose_owner_cannot_be_kept_is_left_unchanged(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_descriptor: int, _uid: int, _gid: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "fchown", refuse)
+    with pytest.raises(SettingsError, match=r"cannot keep its owner and group \(\d+:\d+\); run the command as root"):
+        users.add(file, "carol@example.test", "x")
+    assert file.read_text() == FILE
+    assert list(file.parent.iterdir()) == [file]
+
+
 def test_the_folder_is_flushed_after_the_rename(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[tuple[bool, bool]] = []
     fsync = os.fsync
