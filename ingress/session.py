@@ -230,15 +230,17 @@ class Session:
         verdict = access_policy.check_recipient(
             rcpt.forward_path, listener.directory.snapshot, self.client_policy, listener.hostname, listener.alias_depth
         )
+        refusal: Reply | None
         if isinstance(verdict, Reply):
-            self.refuse(verdict, sender=_path_text(mail.reverse_path), recipient=_path_text(rcpt.forward_path))
-        elif (refusal := await self._check_transaction(mail, verdict)) is not None:
-            self.reply(refusal)
+            refusal = verdict
         else:
-            self._recipients.setdefault(verdict.address, verdict)  # a duplicate recipient gets one copy
-            self.reply(replies.RECIPIENT_OK)
-            return
+            refusal = await self._check_transaction(mail, verdict)
+            if refusal is None:
+                self._recipients.setdefault(verdict.address, verdict)  # a duplicate recipient gets one copy
+                self.reply(replies.RECIPIENT_OK)
+                return
         self._rcpt_refused = True
+        self.refuse(refusal, sender=_path_text(mail.reverse_path), recipient=_path_text(rcpt.forward_path))
 
     async def _check_transaction(self, mail: MailFrom, recipient: Recipient) -> Reply | None:
         """Check whether the transaction can have one more recipient."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 import pytest
 from structlog.testing import capture_logs
 
+from mail.address import Address
+from mail.directory import Domain, Snapshot, Tenant, User
+from mail.log import Down, Full, Usable
 from tests.support.servers.ingress import running_ingress
 from tests.support.servers.ports import wait_until
+from tests.support.servers.static_directory import StaticDirectory
 
 
 async def test_overlong_lines_are_refused_and_the_session_continues() -> None:
@@ -95,9 +99,41 @@ async def test_too_many_recipients_get_452_and_the_others_are_accepted() -> None
         await client.read_reply()
         await client.command("EHLO x")
         await client.command("MAIL FROM:<>")
-        answers = [(await client.command(f"RCPT TO:<u{number}@catch.test>"))[:9] for number in range(101)]
+        with capture_logs() as lines:
+            answers = [(await client.command(f"RCPT TO:<u{number}@catch.test>"))[:9] for number in range(101)]
         assert answers == ["250 2.1.5"] * 100 + ["452 4.5.3"]
+        refused = [line["recipient"] for line in lines if line["event"] == "command refused"]
+        assert refused == ["u100@catch.test"]
         assert (await client.command("RCPT TO:<u1@catch.test>")).startswith("250")  # already among them
         await client.command("DATA")
         assert (await client.command(".")).startswith("250")
         assert len(server.log.accepted[0].message.envelope.recipients) == 100
+
+
+async def test_a_recipient_refused_because_of_its_tenant_has_a_log_line() -> None:
+    snapshot = Snapshot(
+        tenants={name: Tenant(name, dedicated=True) for name in ("one", "two")},
+        domains={f"{name}.test": Domain(f"{name}.test", name) for name in ("one", "two")},
+        aliases={f"@{name}.test": (Address("all", f"{name}.test"),) for name in ("one", "two")},
+        users={f"all@{name}.test": User(Address("all", f"{name}.test")) for name in ("one", "two")},
+    )
+    async with running_ingress(directory=StaticDirectory(snapshot)) as server:
+        client = await server.connect()
+        await client.read_reply()
+        await client.command("EHLO x")
+        await client.command("MAIL FROM:<>")
+        replies = []
+        with capture_logs() as lines:
+            for recipient, condition in (
+                ("a@one.test", Down("its log is down")),
+                ("b@one.test", Full("its log is full")),
+                ("c@one.test", Usable()),
+                ("d@two.test", Usable()),
+            ):
+                server.log.current_condition = condition
+                replies.append((await client.command(f"RCPT TO:<{recipient}>"), recipient))
+        assert [reply[:9] for reply, _ in replies] == ["451 4.3.2", "452 4.3.1", "250 2.1.5", "452 4.5.3"]
+        refused = [
+            (line["reply"], line["recipient"], line["sender"]) for line in lines if line["event"] == "command refused"
+        ]
+        assert refused == [(*reply, "<>") for reply in replies if not reply[0].startswith("250")]
