@@ -56,5 +56,6 @@ def config_check(config: ConfigOption = None) -> None:
     snapshot, _status = load(path)
     counts = f"domains: {len(snapshot.domains)}, users: {len(snapshot.users)}, aliases: {len(snapshot.aliases)}"
     if not snapshot.domains:
-        print_message(f"warning: {path} has no domains: no mail is local, all mail is relayed")
+        effect = "no address is local; only clients in ingress.relay_networks can send mail, all others get 550 5.7.1"
+        print_message(f"warning: {path} has no domains: {effect}")
     print(f"{configuration.find(config) or 'environment'}: ok; {counts}")  # noqa: T201

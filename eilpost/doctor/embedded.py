@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from eilpost.doctor.finding import Finding, fail, ok, warn
+from eilpost.doctor.finding import Finding, fail, ok
 from eilpost.doctor.machine import folder_finding, owner_finding, space_finding
 from mail.log import LogUnavailable, LogUnusable
 from mail.log.embedded.query_socket import EmbeddedHistory
@@ -37,5 +37,5 @@ async def _log_finding(path: Path) -> Finding:
         return ok("log", f"{path}: in use by a running eilpost; {waiting}")
     text = f"{path}: no process is running; {waiting}"
     if queued or backlog.accepted or backlog.dispatched or backlog.attempted:
-        return warn("log", text, "mail waits: start `eilpost up`")
+        return fail("log", text, "mail waits: start `eilpost up`")
     return ok("log", text)

@@ -92,7 +92,8 @@ async def _round_trip(process_config: ProcessConfig) -> Finding:
         finally:
             await spool.close()
     except (SpoolUnavailable, SpoolDamaged, SettingsError) as error:
-        return fail("spool", str(error), "check spool.url; until it works large mail gets 451 and queued mail waits")
+        refused = "all new mail gets 451 (452 when it is full)" if url.startswith("file:") else "large mail gets 451"
+        return fail("spool", str(error), f"check spool.url; until it works {refused}, and queued mail waits")
     if read_back != content:
         return fail("spool", f"{url} returned other data than was written", "check the disk or the object store")
     return ok("spool", f"{url}: written and read in {format_age(timedelta(seconds=perf_counter() - started_at))}")
@@ -130,7 +131,8 @@ async def directory(process_config: ProcessConfig) -> list[Finding]:
 def _directory(snapshot: Snapshot, path: Path) -> Finding:
     text = f"{path}: domains: {len(snapshot.domains)}, users: {len(snapshot.users)}, aliases: {len(snapshot.aliases)}"
     if not snapshot.domains:
-        return warn("directory", text, "without domains all mail is relayed: add [domains]")
+        advice = "without domains only clients in ingress.relay_networks can send mail, others get 550: add [domains]"
+        return warn("directory", text, advice)
     return ok("directory", text)
 
 

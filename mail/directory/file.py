@@ -50,7 +50,8 @@ class FileDirectory:
         self._snapshot, self._loaded_state = await asyncio.to_thread(load, self._path)
         DIRECTORY_LAST_RELOAD.set(1)
         if not self._snapshot.domains:
-            logger.warning("directory has no domains: all mail is relayed", path=str(self._path))
+            effect = "only clients in ingress.relay_networks can send mail, all others get 550 5.7.1"
+            logger.warning(f"directory has no domains: no address is local; {effect}", path=str(self._path))
         self._watch_task = asyncio.create_task(self._watch(), name="directory-watch")
 
     async def close(self) -> None:

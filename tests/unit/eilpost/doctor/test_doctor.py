@@ -89,7 +89,7 @@ async def test_backlog_of_a_stopped_embedded_log_is_reported(
     await log.append(samples.accepted())
     await log.close()
     finding = _by_subject(await doctor.examine(make_process_config()))["log"]
-    assert (finding.level, finding.advice) == (Level.WARN, ("mail waits: start `eilpost up`",))
+    assert (finding.level, finding.advice) == (Level.FAIL, ("mail waits: start `eilpost up`",))
     assert "no process is running; deliveries in the queue: 0; messages not yet routed: 1" in finding.text
 
 
