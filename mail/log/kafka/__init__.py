@@ -67,7 +67,9 @@ class KafkaLog(HistoryQueries):
         self._access: Access = make_access(settings, tenant)
         self._dedicated = dedicated
         self._producer = Producer(self._access, settings)
-        self._report_producer = Producer(self._access, settings, linger_ms=_REPORT_LINGER_MS)
+        self._report_producer = Producer(
+            self._access, settings, linger_ms=_REPORT_LINGER_MS, effect="reports of attempts wait"
+        )
         self._tenant_producers = TenantProducers(self._access, settings)
         self._cluster_info = ClusterInfo(self._access)
         self._topic_watcher = TopicWatcher(

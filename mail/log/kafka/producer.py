@@ -36,11 +36,16 @@ _OVERDUE_SHARE = 0.25  # of the append time-out, after which new mail is refused
 class Producer:
     """One plain producer and the condition derived from its appends. Used on the event loop."""
 
-    def __init__(self, access: Access, settings: LogSettings, *, linger_ms: int = 0) -> None:
-        """`linger_ms`: how long a batch waits for more records, where no client waits for it."""
+    def __init__(
+        self, access: Access, settings: LogSettings, *, linger_ms: int = 0, effect: str = "new mail is refused"
+    ) -> None:
+        """`linger_ms`: how long a batch waits for more records, where no client waits for it; `effect`: what log lines
+        say of a failure.
+        """
         self._access = access
         self._settings = settings
         self._linger_ms = linger_ms
+        self._effect = effect
         self._timeout = settings.append_timeout.total_seconds()
         self._producer: AIOKafkaProducer | None = None
         self._in_flight: OrderedDict[int, float] = OrderedDict()  # unconfirmed appends, oldest first
@@ -128,9 +133,9 @@ class Producer:
         self._unrouted = max(0, self._unrouted - count)
 
     def _set_down(self, partition: TopicPartition, cause: str) -> str:
-        """Refuse new mail until probes work again; returns the reason."""
+        """The log is Down until probes work again; returns the reason."""
         if self._down is None:
-            event, topic = "log append failed, new mail is refused", partition.topic
+            event, topic = f"log append failed, {self._effect}", partition.topic
             logger.error(event, topic=topic, partition=partition.partition, error=cause)
         self._down = f"{partition.topic}, partition {partition.partition}: {cause}"
         self._failed.add(partition)
@@ -145,7 +150,7 @@ class Producer:
             # Concurrently: in sequence, every partition that still fails would delay the others by a time-out.
             semaphore = asyncio.Semaphore(_PROBES_MAX)
             await asyncio.gather(*(self._probe_partition(partition, semaphore) for partition in list(self._failed)))
-        logger.info("log appends work again, new mail is accepted")
+        logger.info("log appends work again")
         self._down = None
 
     async def _probe_partition(self, partition: TopicPartition, semaphore: asyncio.Semaphore) -> None:
@@ -155,8 +160,7 @@ class Producer:
         except LogUnavailable:
             return
         except Exception:  # otherwise the probes end and the log stays Down
-            logger.exception(
-                "probe failed, new mail stays refused", topic=partition.topic, partition=partition.partition
-            )
+            event = f"probe failed, {self._effect}"
+            logger.exception(event, topic=partition.topic, partition=partition.partition)
             return
         self._failed.discard(partition)

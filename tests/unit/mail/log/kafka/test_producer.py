@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from aiokafka import TopicPartition
 from aiokafka.errors import NotLeaderForPartitionError
+from structlog.testing import capture_logs
 
 from mail.log import Down, LogUnavailable, Usable
 from mail.log.kafka.access import make_access
@@ -55,15 +56,18 @@ async def test_failed_partitions_are_probed_concurrently(monkeypatch: pytest.Mon
     assert brokers.most == FAILED
 
 
-async def test_a_deleted_partition_does_not_keep_the_log_down(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("effect", ["new mail is refused", "reports of attempts wait"])
+async def test_a_deleted_partition_does_not_keep_the_log_down(effect: str, monkeypatch: pytest.MonkeyPatch) -> None:
     set_timeouts(monkeypatch, retry_seconds=0.05)
-    log = Producer(make_access(SETTINGS), SETTINGS)
+    log = Producer(make_access(SETTINGS), SETTINGS, effect=effect)
     log._producer = ShrunkCluster()  # type: ignore[assignment]
-    with pytest.raises(LogUnavailable, match="the partition does not exist"):
-        await log._send(TopicPartition("mail.accepted", 2), b"", b"")
-    assert isinstance(log.condition(), Down)
-    await log.refresh_metadata()
-    await wait_until(lambda: isinstance(log.condition(), Usable), what="the log to accept writes again")
+    with capture_logs() as lines:
+        with pytest.raises(LogUnavailable, match="the partition does not exist"):
+            await log._send(TopicPartition("mail.accepted", 2), b"", b"")
+        assert isinstance(log.condition(), Down)
+        await log.refresh_metadata()
+        await wait_until(lambda: isinstance(log.condition(), Usable), what="the log to accept writes again")
+    assert [line["event"] for line in lines] == [f"log append failed, {effect}", "log appends work again"]
 
 
 class ShrunkCluster:
