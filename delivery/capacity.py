@@ -19,7 +19,7 @@ from delivery.in_flight import InFlight, Item
 from mail.log import Entry
 from mail.message import Inline
 from mail.record import Dispatched
-from mail.route import ToMailbox
+from mail.route import MAILBOX_SITE
 from mail.settings_roles import DeliverySettings
 from mail.spool import Spool
 from mail.telemetry.delivery import SLOT_WAIT
@@ -31,7 +31,6 @@ _SPOOL_BATCH_MAX = 100
 _SPOOL_BACKOFF_SECONDS = 1.0
 _MIN_WAIT_SECONDS = 0.001  # shorter waits are not observed
 QUEUED_MAX = 5000  # per shard
-MAILBOX_SITE = ToMailbox("").site
 
 
 class Capacity:

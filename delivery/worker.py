@@ -13,9 +13,10 @@ from typing import Any
 import structlog
 
 from delivery.attempt import AttemptResult, AttemptRunner
-from delivery.capacity import MAILBOX_SITE, Capacity, DeliveryItem
+from delivery.capacity import Capacity, DeliveryItem
 from mail.log import DeliveryShard, LogUnavailable, ShardLost
 from mail.record import Attempted
+from mail.route import MAILBOX_SITE
 from mail.telemetry.delivery import IN_FLIGHT
 from mail.telemetry.log import CONSUMED_RECORDS
 

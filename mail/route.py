@@ -29,6 +29,9 @@ class ToMailbox(FrameStruct, frozen=True, tag="mailbox"):
         return "mailbox"
 
 
+MAILBOX_SITE = ToMailbox("").site
+
+
 class ToRelay(FrameStruct, frozen=True, tag="relay"):
     """To a host from the configuration."""
 

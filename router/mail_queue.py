@@ -31,11 +31,10 @@ from mail.record import (
     Waiting,
     state_name,
 )
-from mail.route import ToMailbox
+from mail.route import MAILBOX_SITE
 from router.age import AgeIndex
 from router.site_limits import SiteLimits
 
-LOCAL_SITE = ToMailbox("").site
 # Prefix of the reason of a quarantined delivery; stored in records, so it must never change.
 QUARANTINE_REASON = "A bug of the router"
 
@@ -114,7 +113,7 @@ class MailQueue:
         """Whether one more delivery to the site may become active."""
         site = self._sites.get(site_name)
         active, active_bytes = (site.active, site.active_bytes) if site is not None else (0, 0)
-        return limits.allow(active, active_bytes, self.active, size_bytes, is_local=site_name == LOCAL_SITE)
+        return limits.allow(active, active_bytes, self.active, size_bytes, is_local=site_name == MAILBOX_SITE)
 
     # Changes
 
@@ -211,7 +210,7 @@ class MailQueue:
                     site.active_bytes + added[1],
                     self.active + len(selected),
                     size,
-                    is_local=site.name == LOCAL_SITE,
+                    is_local=site.name == MAILBOX_SITE,
                 ):
                     continue
                 added[0] += 1

@@ -59,10 +59,10 @@ async def _row(name: str, spool: Spool, label: str, size: int, callers: int) -> 
     reading = stored[:2000]
     read_seconds = await _read(spool, reading, callers)
     p50, p99 = (statistics.quantiles(durations, n=100)[at] * 1000 for at in (49, 98))
-    packs = len({spooled.name.partition("@")[0] for spooled in stored})
+    batches = len({spooled.name.partition("@")[0] for spooled in stored})
     cells = (
         *(name, label, callers, f"{len(stored) / seconds:,.0f}", f"{len(stored) * size / seconds / 1e6:,.0f}"),
-        *(f"{p50:.1f}", f"{p99:.1f}", f"{len(stored) / packs:.1f}", f"{len(reading) / read_seconds:,.0f}"),
+        *(f"{p50:.1f}", f"{p99:.1f}", f"{len(stored) / batches:.1f}", f"{len(reading) / read_seconds:,.0f}"),
     )
     print(f"| {' | '.join(map(str, cells))} |", flush=True)
 

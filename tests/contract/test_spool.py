@@ -1,4 +1,4 @@
-"""Contract suite of the Spool port, and the tests of the disk spool: packs, sweeps, crashes, full disks."""
+"""Contract suite of the Spool port, and the tests of the disk spool: batches, sweeps, crashes, full disks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Object spool on a real server: packs, damage, unavailable servers."""
+"""Object spool on a real server: batches, damage, unavailable servers."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ async def test_small_contents_share_an_object_and_large_ones_do_not(server: Obje
     assert await asyncio.gather(*map(spool.read, stored)) == contents
 
 
-async def test_packs_are_limited_and_written_concurrently(server: ObjectServer, spool: ObjectSpool) -> None:
+async def test_batches_are_limited_and_written_concurrently(server: ObjectServer, spool: ObjectSpool) -> None:
     stored = await asyncio.gather(*(spool.put(b"x" * (LARGE_BYTES - 1)) for _ in range(20)))
     assert len(server.files()) == 3
     assert max(path.stat().st_size for path in server.files()) <= BATCH_MAX_BYTES

@@ -32,7 +32,7 @@ from tests.support.faults.volume import Volume
 from tests.support.servers import kafka
 from tests.support.servers.mail_cluster import HOSTS, MailCluster
 
-LINES = 100_000
+ENTRIES = 100_000
 _RARE_POINTS = ("after-append", "in-transaction", "after-remote-250")
 
 
@@ -68,7 +68,7 @@ def main() -> int:
                     arguments.messages,
                     arguments.per_second,
                     takeovers,
-                    LINES,
+                    ENTRIES,
                     spent,
                 )
             )
@@ -149,10 +149,10 @@ def _takeover(brokers: kafka.Cluster, folder: Path, *, kill: bool) -> float:
     )  # fmt: skip
     cluster.make_topics()
     try:
-        asyncio.run(write_queue_entries(cluster, LINES, 1))
+        asyncio.run(write_queue_entries(cluster, ENTRIES, 1))
         cluster.start()
-        seconds = asyncio.run(take_over(cluster, LINES, 1, kill=kill))
-        print(f"{LINES} deferred deliveries taken over in {seconds:.1f} s ({'SIGKILL' if kill else 'SIGTERM'})")
+        seconds = asyncio.run(take_over(cluster, ENTRIES, 1, kill=kill))
+        print(f"{ENTRIES} deferred deliveries taken over in {seconds:.1f} s ({'SIGKILL' if kill else 'SIGTERM'})")
         return seconds
     finally:
         cluster.stop()

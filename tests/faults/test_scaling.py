@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.kafka_cluster, pytest.mark.fault, pytest.mark.timeout(
 
 PAUSE_SECONDS = 10.0
 DEATH_SECONDS = 20.0  # sanity limit; the documented value is 10
-LINES = 10_000
+ENTRIES = 10_000
 GROWN = 12  # delivery shards, from 8
 HANDED_OVER_SECONDS = {False: 30.0, True: 40.0}  # by whether the owner was killed
 
@@ -184,13 +184,13 @@ async def test_silent_host_at_drain_and_two_deaths(plain_cluster: MailCluster) -
 
 async def test_takeover_of_a_full_shard_is_bounded(plain_cluster: MailCluster) -> None:
     cluster = plain_cluster
-    await write_queue_entries(cluster, LINES, 1)
+    await write_queue_entries(cluster, ENTRIES, 1)
     cluster.add("router")
     for kill, allowed_seconds in HANDED_OVER_SECONDS.items():
         await asyncio.to_thread(cluster.start, ["router-1", "router-2"])
-        seconds = await take_over(cluster, LINES, 1, kill=kill)
+        seconds = await take_over(cluster, ENTRIES, 1, kill=kill)
         how = "killed" if kill else "drained"
         print(
-            f"a shard with {LINES} deferred deliveries was taken over in {seconds:.1f} s from an owner that was {how}"
+            f"a shard with {ENTRIES} deferred deliveries was taken over in {seconds:.1f} s from an owner that was {how}"
         )
         assert seconds < allowed_seconds

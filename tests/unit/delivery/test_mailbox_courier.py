@@ -83,7 +83,7 @@ async def test_outcome_of_each_mailbox_error() -> None:
     assert outcome.reply.enhanced == "5.1.1"
 
 
-async def test_mail_store_time_out_defers(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_mailbox_time_out_defers(monkeypatch: pytest.MonkeyPatch) -> None:
     class Silent(FakeMailboxes):
         async def append(self, *_: object) -> bool:
             await asyncio.Event().wait()

@@ -56,7 +56,7 @@ def test_active_and_throttled_are_runnable_but_held_and_unresolved_are_not() -> 
     assert at(queue, 10) == (1, 6)
 
 
-def test_line_applied_twice_counts_once() -> None:
+def test_entry_applied_twice_counts_once() -> None:
     queue = MailQueue()
     for _ in range(2):  # spooling the content applies the entry again
         queue.apply(entry(1, due=5))
@@ -66,7 +66,7 @@ def test_line_applied_twice_counts_once() -> None:
     assert at(queue, 9) == (1, 0)
 
 
-def test_due_lines_stay_runnable_after_clock_is_set_back() -> None:
+def test_due_entries_stay_runnable_after_clock_is_set_back() -> None:
     queue = MailQueue()
     queue.apply(entry(1, due=100))
     assert at(queue, 100) == (1, 0)

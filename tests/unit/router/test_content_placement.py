@@ -73,7 +73,7 @@ def _empty(setup: RouterSetup):  # type: ignore[no-untyped-def]
     return empty
 
 
-def test_active_line_has_no_inline_content() -> None:
+def test_active_entry_has_no_inline_content() -> None:
     """The content is stored in Dispatched only, as for a new message."""
     simulator = RouterSimulator(policy=policy(relay=SMART), snapshot=snapshot())
     record = accepted("u@far.test")

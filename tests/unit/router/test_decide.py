@@ -71,7 +71,7 @@ def simulator(**rules: object) -> RouterSimulator:
     )
 
 
-def test_duplicate_facts_are_counted() -> None:
+def test_duplicate_triggers_are_counted() -> None:
     shard, accounting = simulator(), BatchAccounting()
     mail = accepted("u@far.test")
     shard.decide(mail)

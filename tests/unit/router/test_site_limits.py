@@ -103,7 +103,7 @@ def test_sites_share_a_small_batch_round_robin() -> None:
     assert {load.active for name, load in shard.queue.site_loads().items() if name.startswith("mx:")} == {4}
 
 
-def test_line_applied_twice_has_one_turn() -> None:
+def test_entry_applied_twice_has_one_turn() -> None:
     """The shard applies an entry twice when it spools its content."""
     shard = simulator(SiteLimits(deliveries_per_site=4))
     shard.answers = DnsAnswers()
