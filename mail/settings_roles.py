@@ -83,7 +83,8 @@ class IngressSettings(Section):
     )
     data_timeout: Duration = Field(
         parse_duration("3m"),
-        description="Time limit for the next data of a message (RFC 5321 section 4.5.3.2.5: at least 3 minutes).",
+        description="Time limit for the next data of a message (RFC 5321 section 4.5.3.2.5: at least 3 minutes). All "
+        "data of a message may take five times this, and one second more for each 16 KiB.",
     )
 
 
@@ -151,7 +152,8 @@ class DeliverySettings(Section):
         ge=1,
         le=1_000_000,
         description="Maximum concurrent deliveries to other servers, per process; at most half of them to sites that "
-        "have not replied recently. Mailboxes have a separate limit of half this number.",
+        "have not replied promptly yet, or not at their last attempts. Mailboxes have a separate limit of half this "
+        "number.",
     )
     max_in_flight_bytes: Size = Field(
         parse_size("64MiB"),

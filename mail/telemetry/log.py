@@ -21,7 +21,8 @@ LOG_COMMIT_REQUESTS = _every.histogram(
 )
 CONSUMER_LAG = _every.gauge(
     "consumer_lag_records",
-    "Number of records not consumed yet by topic, in all shards of the cluster. Every process reports the same value.",
+    "Number of records not consumed yet by topic, in all shards of one tenant's topics. Every process of that tenant "
+    "reports the same value.",
     {"topic": _TOPICS},
     aggregation="`max`",
 )
@@ -34,7 +35,7 @@ REBALANCES = _workers.counter(
 SHARDS_OWNED = _workers.gauge("shards_owned", "Number of shards that this process owns, by role.", {"role": _ROLES})
 SHARDS = _workers.gauge(
     "shards",
-    "Number of shards of a role in the cluster. 0 if this process does not know it.",
+    "Number of shards of a role in one tenant's topics. 0 if this process does not know it.",
     {"role": _ROLES},
     aggregation="`max`",
 )
