@@ -279,10 +279,8 @@ def _replace(path: Path, text: str) -> None:
             try:
                 os.fchown(file.fileno(), old.st_uid, old.st_gid)
             except OSError:
-                ids = f"owner and group ({old.st_uid}:{old.st_gid})"
-                raise SettingsError(
-                    f"{path}: this user cannot keep its {ids}; run the command as root or its owner"
-                ) from None
+                text = f"this user cannot keep its owner and group ({old.st_uid}:{old.st_gid}); run the command as root"
+                raise SettingsError(f"{path}: {text}") from None
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         temporary.replace(target)
