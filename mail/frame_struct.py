@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from msgspec import Struct
+from datetime import datetime
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+Instant = Annotated[datetime, Meta(tz=True)]
+Size = Annotated[int, Meta(ge=0)]  # bytes
 
 
 class FrameStruct(Struct, frozen=True, array_like=True, gc=False):

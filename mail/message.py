@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import NewType
 
 from mail.envelope import Envelope
-from mail.frame_struct import FrameStruct
+from mail.frame_struct import FrameStruct, Instant, Size
 
 QueueId = NewType("QueueId", str)
 DeliveryId = NewType("DeliveryId", str)
@@ -32,9 +32,9 @@ class Message(FrameStruct, frozen=True):
 
     queue_id: QueueId
     tenant: str
-    received: datetime  # aware, UTC
+    received: Instant
     envelope: Envelope
-    size_bytes: int  # of the content, with the added Received header
+    size_bytes: Size  # of the content, with the added Received header
     client: Client | None = None
 
 
@@ -48,7 +48,7 @@ class Spooled(FrameStruct, frozen=True, tag="spooled"):
     """Content in the spool under `name`. `digest` is BLAKE2b-128 in hex."""
 
     name: str
-    size_bytes: int
+    size_bytes: Size
     digest: str
 
 

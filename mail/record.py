@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import assert_never
 
 from mail.address import Address
-from mail.frame_struct import FrameStruct
+from mail.frame_struct import FrameStruct, Instant
 from mail.message import Content, DeliveryId, Message, QueueId, Spooled, queue_id_of, queue_id_time
 from mail.outcome import Outcome
 from mail.reply import Reply
@@ -38,7 +38,7 @@ class Delivery(FrameStruct, frozen=True):
 class Active(FrameStruct, frozen=True, tag="active"):
     """Dispatched; its attempt is not reported yet: active."""
 
-    since: datetime
+    since: Instant
 
 
 class WaitCause(StrEnum):
@@ -53,7 +53,7 @@ class WaitCause(StrEnum):
 class Waiting(FrameStruct, frozen=True, tag="waiting"):
     """Waits until `due`. A held delivery is due at the maximum datetime; no command releases it yet."""
 
-    due: datetime
+    due: Instant
     cause: WaitCause
     reason: str  # for operators: the last reply, "DNS lookup of example.test MX timed out", ...
 
@@ -105,7 +105,7 @@ class Attempted(FrameStruct, frozen=True, tag="attempted"):
     delivery_id: DeliveryId
     number: int
     outcomes: tuple[Outcome, ...]
-    started: datetime
+    started: Instant
     duration: timedelta
     content: Spooled | None = None
     headers: bytes = b""
@@ -140,9 +140,9 @@ class DeliveryAttempted(FrameStruct, frozen=True, tag="attempt"):
     delivery_id: DeliveryId
     number: int
     outcomes: tuple[Outcome, ...]
-    started: datetime
+    started: Instant
     duration: timedelta
-    next_due: datetime | None
+    next_due: Instant | None
 
 
 class FailedByRouter(FrameStruct, frozen=True, tag="failed"):
@@ -175,7 +175,7 @@ class Event(FrameStruct, frozen=True, tag="event"):
     """One event of a message's history. Written only by the router."""
 
     queue_id: QueueId
-    time: datetime
+    time: Instant
     detail: EventDetail
 
 

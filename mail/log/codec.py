@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from struct import Struct, error
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec.structs import replace
@@ -29,7 +29,10 @@ _EMPTY = Inline(b"")  # stands in the header for content that follows it
 _UNREADABLE = (msgspec.DecodeError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _FramedRecord = Accepted | Dispatched | Attempted | QueueEntry | Event
 _ENCODER = msgspec.json.Encoder(order="deterministic")
-_DECODER = msgspec.json.Decoder(_FramedRecord)
+_DECODERS: dict[type[_FramedRecord], msgspec.json.Decoder[Any]] = {
+    kind: msgspec.json.Decoder(kind) for kind in (Accepted, Dispatched, Attempted, QueueEntry, Event)
+}
+R = TypeVar("R", Accepted, Dispatched, Attempted, QueueEntry, Event)
 
 
 class FrameError(ValueError):
@@ -56,8 +59,10 @@ def encode(record: Record, *, without_content: bool = False) -> bytes | None:
     return b"".join((_PREFIX.pack(MAGIC, VERSION, len(header), len(content), checksum), header, content))
 
 
-def decode(frame: bytes, separate_content: bytes | None = None) -> Record:
-    """The record of a frame, with content that was stored separately. Raises only FrameError."""
+def decode(frame: bytes, kind: type[R], separate_content: bytes | None = None) -> R:
+    """The record of a frame, with content that was stored separately. Raises only FrameError, also for a record of
+    another kind.
+    """
     try:
         magic, version, header_bytes, content_bytes, checksum = _PREFIX.unpack_from(frame)
     except (error, TypeError):  # SQLite may give text for a damaged row
@@ -78,18 +83,19 @@ def decode(frame: bytes, separate_content: bytes | None = None) -> Record:
         raise FrameError("it is damaged (checksum)")
     if separate_content is not None:
         content = separate_content
+    record: Any
     try:
         if version == VERSION:
-            record = _DECODER.decode(header)
+            record = _DECODERS[kind].decode(header)
         else:
-            record = msgspec.convert(frame_version_1.upgrade(msgspec.json.decode(header)), _FramedRecord)
+            record = msgspec.convert(frame_version_1.upgrade(msgspec.json.decode(header)), kind)
     except _UNREADABLE as reason:
         raise FrameError(f"its header cannot be read ({type(reason).__name__}: {reason})") from reason
-    if isinstance(record, Attempted):
-        return replace(record, headers=content) if content else record
-    if not isinstance(record, Event) and isinstance(record.content, Inline):
-        return replace(record, content=Inline(content))
-    return record
+    if kind is Attempted:
+        record = replace(record, headers=content) if content else record
+    elif kind is not Event and isinstance(record.content, Inline):
+        record = replace(record, content=Inline(content))
+    return cast("R", record)
 
 
 def _encode_header(record: _FramedRecord) -> bytes:

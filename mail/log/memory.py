@@ -64,7 +64,7 @@ class _Partition(Generic[R]):
             frame = self.unconsumed.get(offset)
             if frame is not None:  # None: finished after the previous owner read it
                 record = _decode(frame, self.topic, self.shard, f"offset {offset}")
-                entries.append(Entry(self.topic.name, self.shard, offset, cast("R", record)))
+                entries.append(Entry(self.topic.name, self.shard, offset, record))
             self.unread.popleft()
         return entries
 
@@ -102,7 +102,7 @@ class MemoryLog:
 
     async def oldest_unconsumed(self) -> datetime | None:
         first = [
-            received_time(cast("Accepted", _decode(frame, partition.topic, partition.shard, f"offset {offset}")))
+            received_time(_decode(frame, partition.topic, partition.shard, f"offset {offset}"))
             for partition in self._partitions.values()
             for offset, frame in islice(partition.unconsumed.items(), 1)
         ]
@@ -162,7 +162,7 @@ class MemoryLog:
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
         for _, frame in list(self._events.get(queue_id, ())):
-            yield cast("Event", _decode(frame, EVENTS, 0, f"key {queue_id}"))
+            yield _decode(frame, EVENTS, 0, f"key {queue_id}")
 
     async def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
         for shard in range(self.counts.by_queue_id):
@@ -172,7 +172,7 @@ class MemoryLog:
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
         records = [
-            cast("Accepted", _decode(frame, ACCEPTED, partition.shard, f"offset {offset}"))
+            _decode(frame, ACCEPTED, partition.shard, f"offset {offset}")
             for (topic, _), partition in self._partitions.items()
             if topic == ACCEPTED.name
             for offset, frame in partition.unconsumed.items()
@@ -304,8 +304,8 @@ class _MemoryDeliveryShard:
         self._log.write([attempted], [entry])
 
 
-def _decode(frame: bytes, topic: Topic, shard: int, position: str) -> Record:
+def _decode(frame: bytes, topic: Topic, shard: int, position: str) -> Any:
     try:
-        return decode(frame)
+        return decode(frame, topic.record)
     except FrameError as reason:
         raise LogUnusable(f"in-memory log: {topic.name}, shard {shard}, {position}: {reason}") from None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import NamedTuple, assert_never
+from typing import Any, NamedTuple, assert_never
 
 from mail.message import QueueId, queue_id_of
 from mail.record import Accepted, Attempted, Delivery, Dispatched, Event, QueueEntry, Record, Settled
@@ -32,16 +32,17 @@ class Topic:
     """
 
     name: str
+    record: type[Any]  # kind of its records
     consumer: str = ""
     compacted: bool = False
     partitioning: Partitioning = Partitioning.QUEUE_ID
 
 
-ACCEPTED = Topic("accepted", ROUTER)
-QUEUE = Topic("queue", compacted=True)
-DISPATCHED = Topic("dispatched", DELIVERY, partitioning=Partitioning.ROUTE)
-ATTEMPTED = Topic("attempted", ROUTER)
-EVENTS = Topic("events")
+ACCEPTED = Topic("accepted", Accepted, ROUTER)
+QUEUE = Topic("queue", QueueEntry, compacted=True)
+DISPATCHED = Topic("dispatched", Dispatched, DELIVERY, partitioning=Partitioning.ROUTE)
+ATTEMPTED = Topic("attempted", Attempted, ROUTER)
+EVENTS = Topic("events", Event)
 
 ALL_TOPICS = (ACCEPTED, QUEUE, DISPATCHED, ATTEMPTED, EVENTS)
 CONSUMED_TOPICS = tuple(topic for topic in ALL_TOPICS if topic.consumer)  # the embedded log stores their positions

@@ -10,6 +10,7 @@ from mail.log.codec import decode
 from mail.log.kafka.access import make_access
 from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.decode import read_compacted
+from mail.record import QueueEntry
 from tests.contract.log_contract import Harness, LogContract
 from tests.support.added_topic import USAGE, add_topic
 from tests.support.builders.records import queue_entry
@@ -40,7 +41,7 @@ async def test_a_topic_added_to_the_data_is_created_and_served(
         for record in (queue_entry(1), queue_entry(2), queue_entry(2, attempts=1)):
             await log.append(record)
         frames = await read_compacted(access, access.partition(USAGE, 0))
-        assert [decode(frame) for frame in frames.values()] == [queue_entry(1), queue_entry(2, attempts=1)]
+        assert [decode(frame, QueueEntry) for frame in frames.values()] == [queue_entry(1), queue_entry(2, attempts=1)]
 
 
 @pytest.fixture(scope="module")

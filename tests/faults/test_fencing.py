@@ -51,8 +51,7 @@ class Dispatches:
     async def _read(self) -> None:
         async for record in self._consumer:
             if record.value is not None:
-                dispatched = decode(record.value)
-                assert isinstance(dispatched, Dispatched)
+                dispatched = decode(record.value, Dispatched)
                 self.seen[dispatched.delivery.id, dispatched.number] += 1
 
     async def __aexit__(self, *_: object) -> None:

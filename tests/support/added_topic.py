@@ -8,9 +8,9 @@ import pytest
 
 from mail.log import topics
 from mail.log.topics import QUEUE, Partitioning, Place, ShardCounts, Topic
-from mail.record import Record
+from mail.record import QueueEntry, Record
 
-USAGE = Topic("usage", compacted=True, partitioning=Partitioning.NONE)
+USAGE = Topic("usage", QueueEntry, compacted=True, partitioning=Partitioning.NONE)
 
 
 def add_topic(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from mail.log.embedded.store import Store, unreadable
 from mail.log.embedded.writer import Writer
 from mail.log.ownership import ExclusiveOwnership
 from mail.log.topics import ShardCounts
-from mail.record import Accepted, Attempted, Dispatched, Record, received_time
+from mail.record import Record, received_time
 from mail.settings import LogSettings
 from mail.telemetry.log import PRODUCE_DURATION
 
@@ -87,14 +87,12 @@ class EmbeddedLog(HistoryReader):
     async def oldest_unconsumed(self) -> datetime | None:
         first = []
         for entry_id, frame in await self.writer.query(Store.first_entries):
+            topic, shard = topic_and_shard_of(entry_id)
             try:
-                record = decode(frame, b"")
+                first.append(received_time(decode(frame, topic.record, b"")))
             except FrameError as reason:
-                topic, shard = topic_and_shard_of(entry_id)
-                position = f"{topic}, shard {shard}, offset {offset_of(entry_id)}"
+                position = f"{topic.name}, shard {shard}, offset {offset_of(entry_id)}"
                 raise unreadable(self.location, position, reason) from None
-            if isinstance(record, Accepted | Dispatched | Attempted):
-                first.append(received_time(record))
         return min(first, default=None)
 
     async def purge(self) -> None:

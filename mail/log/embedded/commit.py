@@ -91,10 +91,9 @@ def offset_of(entry_id: int) -> int:
     return entry_id & _OFFSET_MASK
 
 
-def topic_and_shard_of(entry_id: int) -> tuple[str, int]:
-    """Topic name and shard of an entry."""
+def topic_and_shard_of(entry_id: int) -> tuple[Topic, int]:
     shard_number = entry_id >> _OFFSET_BITS
-    return CONSUMED_TOPICS[shard_number >> _SHARD_BITS].name, shard_number & ((1 << _SHARD_BITS) - 1)
+    return CONSUMED_TOPICS[shard_number >> _SHARD_BITS], shard_number & ((1 << _SHARD_BITS) - 1)
 
 
 def compacted_key(topic: Topic, shard: int, key: str) -> str:

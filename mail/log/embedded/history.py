@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import astuple, dataclass
 from enum import StrEnum
-from typing import cast
+from typing import Any, cast
 
 import orjson
 
@@ -19,7 +19,7 @@ from mail.log.embedded.commit import offset_of, shard_base_id
 from mail.log.embedded.store import EntryRow, Store, unreadable
 from mail.log.topics import ACCEPTED, EVENTS, QUEUE, Topic, shard_of_message
 from mail.message import QueueId, delivery_prefix
-from mail.record import Accepted, Event, QueueEntry, Record
+from mail.record import Accepted, Event, QueueEntry
 
 _PAGE_ROWS = 500
 
@@ -76,7 +76,7 @@ def read_page(store: Store, query: Query, cursor: int | str | None) -> Page:
 def _whole_frame(store: Store, row: EntryRow) -> bytes:
     """The frame of an entry with its content."""
     try:
-        frame = encode(row.record())
+        frame = encode(row.record(Accepted))
     except FrameError as reason:
         raise unreadable(store.location, f"{ACCEPTED.name}, offset {offset_of(row.id)}", reason) from None
     assert frame is not None
@@ -104,15 +104,15 @@ class HistoryReader:
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
         async for frame in self.frames(Query(QueryKind.HISTORY, queue_id)):
-            yield cast("Event", self._decode(frame, EVENTS, f"key {queue_id}"))
+            yield self._decode(frame, EVENTS, f"key {queue_id}")
 
     async def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
         async for frame in self.frames(Query(QueryKind.QUEUE, queue_id or "")):
-            yield cast("QueueEntry", self._decode(frame, QUEUE, "a queue entry"))
+            yield self._decode(frame, QUEUE, "a queue entry")
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
         records = [
-            cast("Accepted", self._decode(frame, ACCEPTED, f"key {queue_id}"))
+            self._decode(frame, ACCEPTED, f"key {queue_id}")
             async for frame in self.frames(Query(QueryKind.UNROUTED, queue_id))
         ]
         return [record for record in records if record.message.queue_id == queue_id]
@@ -121,8 +121,8 @@ class HistoryReader:
         (counts,) = [frame async for frame in self.frames(Query(QueryKind.BACKLOG))]
         return Backlog(*orjson.loads(counts))
 
-    def _decode(self, frame: bytes, topic: Topic, position: str) -> Record:
+    def _decode(self, frame: bytes, topic: Topic, position: str) -> Any:
         try:
-            return decode(frame)
+            return decode(frame, topic.record)
         except FrameError as reason:
             raise unreadable(self.location, f"{topic.name}, {position}", reason) from None

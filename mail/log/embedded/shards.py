@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from itertools import islice
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 from mail.log import Entry, Input, LogUnavailable, ShardLost
 from mail.log.codec import FrameError, decode
@@ -106,10 +106,11 @@ class EntryReader(Generic[R]):
 
     def _decode(self, row: EntryRow) -> R:
         try:
-            return cast("R", row.record())
+            record: R = row.record(self.topic.record)
         except FrameError as reason:
             position = f"{self.topic.name}, shard {self.shard}, offset {offset_of(row.id)}"
             raise unreadable(self._writer.location, position, reason) from None
+        return record
 
 
 class EntryReaders:
@@ -129,7 +130,8 @@ class EntryReaders:
         """Pass durable entries to the owners of their shards."""
         inputs = (record for record in records if isinstance(record, Accepted | Dispatched | Attempted))
         for entry_id, entry, record in zip(ids, change.entries, inputs, strict=False):
-            reader = self._readers.get(topic_and_shard_of(entry_id))
+            topic, shard = topic_and_shard_of(entry_id)
+            reader = self._readers.get((topic.name, shard))
             if reader is not None:
                 reader.on_appended(entry_id, record, len(entry.frame) + len(inline_content(record)))
 
@@ -177,7 +179,7 @@ class EmbeddedRouterShard:
 
     def _decode_queue_entry(self, key: str, frame: bytes) -> QueueEntry:
         try:
-            return cast("QueueEntry", decode(frame))
+            return decode(frame, QueueEntry)
         except FrameError as reason:
             position = f"{QUEUE.name}, shard {self.number}, key {key.partition('/')[2]}"
             raise unreadable(self._writer.location, position, reason) from None

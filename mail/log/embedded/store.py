@@ -19,10 +19,9 @@ from typing import TypeVar
 import orjson
 
 from mail.log import Backlog, LogUnusable
-from mail.log.codec import FrameError, decode
+from mail.log.codec import FrameError, R, decode
 from mail.log.embedded.commit import INSERT, OFFSET_MAX, UNPACK, Change, compacted_key, pack, shard_base_id
 from mail.log.topics import CONSUMED_TOPICS, ShardCounts, Topic
-from mail.record import Record
 
 APPLICATION_ID = 0x65696C70  # "eilp"
 SCHEMA = 3
@@ -68,15 +67,15 @@ class EntryRow:
     checksum: int | None
     content: bytes | None
 
-    def record(self) -> Record:
+    def record(self, kind: type[R]) -> R:
         """Raises FrameError."""
         if not self.body:
-            return decode(self.frame)
+            return decode(self.frame, kind)
         if self.content is None:
             raise FrameError("its content is missing")
         if not isinstance(self.content, bytes) or zlib.crc32(self.content) != self.checksum:
             raise FrameError("its content is damaged (checksum)")
-        return decode(self.frame, self.content)
+        return decode(self.frame, kind, self.content)
 
 
 @dataclass(frozen=True, slots=True)

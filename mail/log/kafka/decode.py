@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any
 
 from aiokafka import ConsumerRecord, TopicPartition
 
@@ -11,13 +11,18 @@ from mail.log.codec import FrameError, decode
 from mail.log.kafka.access import Access
 from mail.log.kafka.partition_reader import PartitionReader
 from mail.log.kafka.timeouts import TIMEOUTS
-from mail.record import QueueEntry, Record
+from mail.log.topics import ALL_TOPICS
+from mail.record import QueueEntry
+
+_KINDS = {topic.name: topic.record for topic in ALL_TOPICS}
 
 
-def decode_record(access: Access, record: ConsumerRecord[bytes, bytes]) -> Record:
-    """Decode a record. Raises LogUnusable: an unreadable record stops the reader and stays in the topic."""
+def decode_record(access: Access, record: ConsumerRecord[bytes, bytes]) -> Any:
+    """Decode a record of its topic's kind. Raises LogUnusable: an unreadable one stops the reader and stays in the
+    topic.
+    """
     try:
-        return decode(record.value or b"")
+        return decode(record.value or b"", _KINDS[record.topic.removeprefix(access.prefix)])
     except FrameError as reason:
         raise _unreadable_error(access, record.topic, record.partition, f"offset {record.offset}", reason) from None
 
@@ -25,7 +30,7 @@ def decode_record(access: Access, record: ConsumerRecord[bytes, bytes]) -> Recor
 def decode_queue_entry(access: Access, tp: TopicPartition, key: bytes, frame: bytes) -> QueueEntry:
     """Decode a queue entry. Raises LogUnusable."""
     try:
-        return cast("QueueEntry", decode(frame))
+        return decode(frame, QueueEntry)
     except FrameError as reason:
         raise _unreadable_error(access, tp.topic, tp.partition, f"key {key.decode(errors='replace')}", reason) from None
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
-from typing import cast
 
 import structlog
 from aiokafka import ConsumerRecord
@@ -143,7 +142,7 @@ class KafkaDeliveryShard:
             if record.value is None or offsets.is_finished(record.offset):
                 continue
             try:
-                dispatched = cast("Dispatched", decode_record(self._access, record))
+                dispatched = decode_record(self._access, record)
             except LogUnusable:
                 self._reader.seek(self.partition, record.offset)
                 if entries:

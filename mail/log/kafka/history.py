@@ -51,7 +51,7 @@ class KafkaHistoryReader:
         if start is None:
             return
         async for record in self._records_of_key(tp, start, queue_id):
-            event = cast("Event", decode_record(self._access, record))
+            event = decode_record(self._access, record)
             if self._oldest_event is None or event.time >= self._oldest_event:
                 yield event
 
@@ -102,10 +102,7 @@ class KafkaHistoryReader:
         tp = self._access.partition(ACCEPTED, shard_of_message(queue_id, self._counts))
         committed = await self._cluster_info.committed_offsets(self._access.group(ACCEPTED.consumer), [tp])
         start = committed[tp].offset if tp in committed else (await self._cluster_info.beginning_offsets([tp]))[tp]
-        return [
-            cast("Accepted", decode_record(self._access, record))
-            async for record in self._records_of_key(tp, start, queue_id)
-        ]
+        return [decode_record(self._access, record) async for record in self._records_of_key(tp, start, queue_id)]
 
     async def backlog(self) -> Backlog:
         committed = await self._committed_offsets()

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
-from typing import cast
 
 from aiokafka import ConsumerRecord, TopicPartition
 
@@ -24,7 +23,7 @@ from mail.log.kafka.partition_reader import PartitionReader
 from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.kafka.transactional_producer import TransactionalProducer, batch_by_partition
 from mail.log.topics import ACCEPTED, ATTEMPTED, QUEUE, ROUTER, ShardCounts
-from mail.record import Accepted, Attempted, QueueEntry, Record
+from mail.record import QueueEntry, Record
 
 _REPLAY_BATCH = 500
 _BUSY_INPUTS = 4  # inputs per commit above which commits are spaced out
@@ -199,4 +198,4 @@ class KafkaRouterShard:
 
 def _decode_input(access: Access, record: ConsumerRecord[bytes, bytes]) -> Input:
     topic = record.topic.removeprefix(access.prefix)
-    return Entry(topic, record.partition, record.offset, cast("Accepted | Attempted", decode_record(access, record)))  # type: ignore[return-value]
+    return Entry(topic, record.partition, record.offset, decode_record(access, record))

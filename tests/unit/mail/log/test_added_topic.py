@@ -18,7 +18,7 @@ from mail.log.kafka.create_topics import create_missing
 from mail.log.kafka.topics import TopicState, problems, shard_counts_of, topic_config
 from mail.log.memory import MemoryLog
 from mail.log.topics import ALL_TOPICS
-from mail.record import Settled
+from mail.record import QueueEntry, Settled
 from mail.settings import LogSettings
 from tests.support.added_topic import USAGE, add_topic
 from tests.support.builders.records import queue_entry
@@ -49,7 +49,7 @@ async def test_the_embedded_log_keeps_the_last_record_of_each_key(tmp_path: Path
             await log.append(record)
     async with running(tmp_path / "log.db", SETTINGS) as log:
         rows = await log.writer.query(partial(Store.compacted, topic=USAGE, shard=0, after="", limit=10))
-        assert [decode(frame) for _, frame in rows] == LAST_OF_EACH_KEY
+        assert [decode(frame, QueueEntry) for _, frame in rows] == LAST_OF_EACH_KEY
         assert [entry async for entry in log.queue_entries()] == []
 
 
