@@ -9,6 +9,8 @@ import os
 import stat
 from pathlib import Path
 
+_MAX_READ_BYTES = 64 << 20  # a directory of about 400,000 users with password hashes
+
 # A symbolic link; a FIFO without reader, or a socket; a directory.
 _NOT_REGULAR_ERRNOS = (errno.ELOOP, errno.ENXIO, errno.EISDIR)
 
@@ -36,10 +38,13 @@ def open_regular(path: Path, flags: int = os.O_RDONLY, *, follow_symlinks: bool 
 
 
 def read_regular(path: Path) -> tuple[bytes, os.stat_result]:
-    """The content and the status of a regular file; follows symbolic links. Raises as `open_regular`."""
+    """The content and the status of a regular file of at most 64 MiB; follows symbolic links. Raises OSError."""
     with open(open_regular(path, follow_symlinks=True), "rb") as file:
         status = os.fstat(file.fileno())
-        return file.read(), status
+        content = file.read(_MAX_READ_BYTES + 1)
+        if len(content) > _MAX_READ_BYTES:
+            raise OSError(errno.EFBIG, f"is larger than {_MAX_READ_BYTES >> 20} MiB", str(path))
+        return content, status
 
 
 def _not_regular(path: Path) -> NotRegularFile:

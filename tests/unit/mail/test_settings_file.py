@@ -37,6 +37,12 @@ def test_settings_file_must_be_a_regular_file(file: Path) -> None:
     assert _refused(Path("/"), {}) == "/: cannot be read: is not a regular file; name the file in it"
 
 
+def test_settings_file_is_at_most_64_mib(file: Path) -> None:
+    file.touch()
+    os.truncate(file, (64 << 20) + 1)
+    assert _refused(file, {}) == f"{file}: cannot be read: is larger than 64 MiB"
+
+
 def test_settings_file_may_be_a_symbolic_link(file: Path) -> None:
     file.with_name("real.toml").write_text('[node]\nhostname = "mx.example.test"\n')
     file.symlink_to("real.toml")

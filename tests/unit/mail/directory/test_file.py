@@ -212,6 +212,12 @@ async def test_directory_file_must_be_a_regular_file(path: Path) -> None:
     await directory.close()
 
 
+async def test_directory_file_is_at_most_64_mib(path: Path) -> None:
+    os.truncate(path, (64 << 20) + 1)
+    with pytest.raises(DirectoryUnusable, match="cannot be read: is larger than 64 MiB"):
+        await FileDirectory(path).start()
+
+
 async def test_changed_kubernetes_mount_is_detected(path: Path) -> None:
     """Kubernetes: the file is a link into `..data`, which is a link that is replaced."""
     for name, text in (("one", _WHOLE), ("two", '[domains."new.test"]\n')):
