@@ -78,9 +78,9 @@ def _options(
 
 def main() -> None:
     """Run the command of sys.argv; raises SystemExit with its status."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed (2>&-)
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed (2>&-): its number must not become that of a socket
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     out = sys.stdout
     if isinstance(out, TextIOWrapper):
         out.reconfigure(errors="backslashreplace")  # for characters that the locale cannot encode
@@ -89,8 +89,11 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(EXIT_INTERRUPTED)
     except SystemExit:
-        if _output_was_closed(out):
-            sys.exit(0)
+        try:
+            if _output_was_closed(out):
+                sys.exit(0)
+        except OSError as error:  # a full disk
+            sys.exit(_report_error(error))
         raise
     except Exception as error:
         status = usage_error_status(error)
@@ -100,10 +103,11 @@ def main() -> None:
             raise
         sys.exit(_report_error(error))
     finally:
-        try:
-            sys.stderr.flush()
-        except BrokenPipeError:  # a failed flush at exit would make the status 120
-            discard_output(sys.stderr)
+        for stream in (out, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:  # a failed flush at exit would make the status 120
+                discard_output(stream)
 
 
 def _output_was_closed(out: TextIO) -> bool:

@@ -73,6 +73,30 @@ def test_closed_output_is_no_error_and_is_not_redirected(home: Path, closed: str
     assert (result.returncode, result.stdout, result.stderr) == (status, b"", b"")
 
 
+def test_closed_input_is_empty(home: Path) -> None:
+    command = ["sh", "-c", 'exec "$0" user add carol@example.test --password-stdin <&-', str(EILPOST)]
+    result = subprocess.run(command, cwd=home, capture_output=True, timeout=60, check=False, text=True)
+    assert (result.returncode, one_line(result.stderr)) == (2, "eilpost: the password is empty\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["at-exit", "at-once"])
+def test_output_to_a_full_disk_is_one_error_line(home: Path, unbuffered: str) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [EILPOST, "user", "list"],
+            cwd=home,
+            env=environment,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+            text=True,
+        )
+    assert result.returncode == 2
+    assert "No space left on device" in one_line(result.stderr)
+
+
 def test_names_of_any_script_print_in_any_locale(home: Path) -> None:
     (home / "directory.toml").write_text(directory_toml(("böb",)), encoding="utf-8")
     result = subprocess.run(

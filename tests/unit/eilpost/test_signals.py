@@ -64,6 +64,18 @@ def test_signals_reload_drain_or_are_ignored(tmp_path: Path, role: str) -> None:
         box.kill()
 
 
+def test_closed_streams_do_not_become_sockets(tmp_path: Path) -> None:
+    """libuv aborts where it would close a socket with the number of a standard stream."""
+    box = EilpostProcess(tmp_path, command=("sh", "-c", 'exec "$0" up "$@" <&- >&-', str(EILPOST)))
+    try:
+        box.start()
+        streams = [Path(f"/proc/{box.pid}/fd/{number}").readlink() for number in (0, 1)]
+        assert streams == [Path(os.devnull)] * 2
+        assert box.stop() == 0
+    finally:
+        box.kill()
+
+
 def test_reload_signals_during_the_start_do_not_end_the_process(tmp_path: Path) -> None:
     box = EilpostProcess(tmp_path)
     try:
