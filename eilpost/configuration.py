@@ -75,7 +75,7 @@ def effective_settings(explicit_path: Path | None) -> Iterator[Setting]:
     """Every key with its effective value and source."""
     path = find(explicit_path)
     settings = load(path)
-    in_file = tomllib.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+    in_file = tomllib.loads(path.read_text(encoding="utf-8-sig")) if path is not None else {}
     variables = {name.upper(): name for name in os.environ if is_setting(name)}
     for section, keys in dump(settings).items():
         for key, value in keys.items():

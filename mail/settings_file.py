@@ -90,7 +90,7 @@ def load(path: Path | None, environment: Mapping[str, str] | None = None) -> Set
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        text = read_regular(path)[0].decode()
+        text = read_regular(path)[0].decode("utf-8-sig")
     except FileNotFoundError as error:
         name = without_url_password(str(path))
         raise SettingsError(f"{name}: there is no such file; create it or name another one with --config") from error

@@ -137,7 +137,7 @@ def read_text(path: Path) -> tuple[str, os.stat_result]:
     """The text and the status of the file. Raises DirectoryUnusable."""
     try:
         octets, status = read_regular(path)
-        return octets.decode(), status
+        return octets.decode("utf-8-sig"), status
     except FileNotFoundError as error:
         raise DirectoryUnusable(f"{path}: there is no such file (directory.url names it)") from error
     except OSError as error:

@@ -17,7 +17,7 @@ DIRECTORY = Path("/etc/eilpost/directory.toml")
 
 
 def first_user():
-    users = tomllib.loads(DIRECTORY.read_text(encoding="utf-8")).get("users", {})
+    users = tomllib.loads(DIRECTORY.read_text(encoding="utf-8-sig")).get("users", {})
     if not users:
         sys.exit("test.recipient: the directory has no user: set the address of a mailbox")
     return next(iter(users))
