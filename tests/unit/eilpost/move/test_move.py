@@ -17,7 +17,7 @@ from eilpost.move.items import ContentCopier
 from mail.log import Backlog, LogUnavailable, LogUnusable
 from mail.log.embedded import EmbeddedLog
 from mail.log.memory import MemoryLog
-from mail.log.topics import DISPATCHED
+from mail.log.topics import DISPATCHED, QUEUE
 from mail.message import Spooled
 from mail.record import Active, QueueEntry
 from mail.service import ServiceError
@@ -253,7 +253,7 @@ async def test_unreadable_frame_stops_the_move() -> None:
     spool = MemorySpool()
     source, target = MemoryLog(LogSettings()), MemoryLog(LogSettings())
     await plant(source, spool, 1)
-    source._queue_entries[0]["broken"] = b"EP\xff not a frame"
+    source._compacted[QUEUE.name, 0]["broken"] = b"EP\xff not a frame"
     with pytest.raises(LogUnusable, match="queue, shard 0, key broken"):
         await run_move(source, target, make_copier(spool, spool))
     assert [entry async for entry in target.queue_entries()] == []
