@@ -61,13 +61,15 @@ def _victim(mail: Release, role: str) -> tuple[str, int]:
 def _until_restarted(mail: Release, role: str, victim: str, before: int) -> dict[str, Any]:
     """Wait until the container has restarted and its process is ready; how the process before ended."""
 
-    def ended() -> dict[str, Any] | None:
+    def ended() -> dict[str, Any]:
         (pod,) = (pod for pod in mail.pods(role) if name_of(pod) == victim)
         (status,) = pod["status"]["containerStatuses"]
-        last: dict[str, Any] | None = status["lastState"].get("terminated")
-        return last if status["restartCount"] == before + 1 and is_ready(pod) else None
+        if status["restartCount"] == before or not is_ready(pod):
+            raise CommandError(f"{before} restarts before, now {status}")
+        last: dict[str, Any] = status["lastState"]["terminated"]
+        return last
 
-    found: dict[str, Any] = mail.cluster.until(f"{victim} was restarted and is ready", ended)
+    found: dict[str, Any] = mail.cluster.until(f"{victim} was restarted and is ready", ended, timeout=120)
     return found
 
 
