@@ -130,7 +130,10 @@ def _until_taken_over(mail: Release, role: str, frozen: set[str]) -> None:
         ready = [pod for pod in mail.pods(role) if name_of(pod) not in frozen and is_ready(pod)]
         return len(ready) == 2 and all(_owned_shards(mail, pod) > 0 for pod in ready)
 
-    mail.cluster.until("two new pods own shards", owners, timeout=120)
+    try:
+        mail.cluster.until("two new pods own shards", owners, timeout=120)
+    except CommandError as error:
+        raise AssertionError(f"{error}\n{mail.state_of(role)}") from error
 
 
 def _failures(mail: Release, role: str) -> int:

@@ -69,7 +69,10 @@ def _until_restarted(mail: Release, role: str, victim: str, before: int) -> dict
         last: dict[str, Any] = status["lastState"]["terminated"]
         return last
 
-    found: dict[str, Any] = mail.cluster.until(f"{victim} was restarted and is ready", ended, timeout=120)
+    try:
+        found: dict[str, Any] = mail.cluster.until(f"{victim} was restarted and is ready", ended, timeout=120)
+    except CommandError as error:
+        raise AssertionError(f"{error}\n{mail.state_of(role)}") from error
     return found
 
 

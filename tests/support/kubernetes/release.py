@@ -196,6 +196,12 @@ class Release:
         """Allocate memory in the container until the kernel kills its first process."""
         self.kubectl("exec", pod, "--", "python", "-c", _MANY_PROCESSES, status=None)
 
+    def state_of(self, role: str) -> str:
+        """Pods of a role with their last log lines, for the text of a failure."""
+        selector = f"app.kubernetes.io/component={role}"
+        pods = self.kubectl("get", "pods", "--selector", selector, "--output", "wide")
+        return pods + self.kubectl("logs", "--selector", selector, "--prefix", "--tail", "12", status=None)
+
     def address(self, role: str) -> tuple[str, int]:
         """Address of a role's Service."""
         service = self.cluster.get("service", f"{self.name}-eilpost-{role}", namespace=self.namespace)
