@@ -118,20 +118,21 @@ def test_keda_does_not_scale_a_paused_role(mail: Release, scalers: Prometheus) -
     _until_scaled(mail, "router", 2)
 
 
-def _owned_shards(mail: Release, pod: dict[str, Any]) -> float:
-    _, metrics = mail.get(pod, "/metrics")
-    return sum(float(value) for value in re.findall(r"^eilpost_shards_owned\{.*\} (\S+)$", metrics, re.MULTILINE))
+def _sum_of(metrics: str, name: str) -> float:
+    return sum(float(value) for value in re.findall(rf"^{name}\{{.*\}} (\S+)$", metrics, re.MULTILINE))
 
 
 def _until_taken_over(mail: Release, role: str, frozen: set[str]) -> None:
-    """Wait until two pods that are not frozen are ready and own shards."""
+    """Wait until pods that are not frozen own all shards."""
 
-    def owners() -> bool:
-        ready = [pod for pod in mail.pods(role) if name_of(pod) not in frozen and is_ready(pod)]
-        return len(ready) == 2 and all(_owned_shards(mail, pod) > 0 for pod in ready)
+    def is_taken_over() -> bool:
+        new = [pod for pod in mail.pods(role) if name_of(pod) not in frozen and is_ready(pod)]
+        metrics = [mail.get(pod, "/metrics")[1] for pod in new]
+        owned = sum(_sum_of(each, "eilpost_shards_owned") for each in metrics)
+        return owned > 0 and owned == max(_sum_of(each, "eilpost_shards") for each in metrics)
 
     try:
-        mail.cluster.until("two new pods own shards", owners, timeout=120)
+        mail.cluster.until("new pods own all shards", is_taken_over)
     except CommandError as error:
         raise AssertionError(f"{error}\n{mail.state_of(role)}") from error
 
