@@ -62,7 +62,7 @@ test: setup ## run all tests
 REAL := postfix or swaks or systemd or kafka or kafka_cluster or kafka_tools or objects or compose or docker or docker_compose or helm or helm_4 \
   or crds or strimzi or kubernetes or keda or kube_router or prometheus or ordinary_user
 
-test-fast: setup ## run the units, and the contract suites on memory and the embedded log; about 80 s
+test-fast: setup ## run the units, and the contract suites on memory and the embedded log; about 70 s
 	$(BIN)/pytest $(TWO_PROCESSES) -q tests/unit tests/contract -m "not ($(REAL) or fault or slow)"
 
 test-kafka: setup ## run the tests that need a real Kafka
