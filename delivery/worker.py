@@ -118,7 +118,7 @@ class Worker:
         except ShardLost:
             self._stopping = True  # the next owner makes the attempt again
         except Exception as error:
-            logger.exception("attempt not reported: shard released, attempt is repeated", **self._ids_of(item))
+            logger.exception("attempt not reported: shard restarts, attempt is repeated", **self._ids_of(item))
             if not self._failure.done():
                 self._failure.set_exception(ReportFailed(f"{item.entry.record.delivery.id}: {error!r}"))
         finally:

@@ -310,8 +310,9 @@ class Connection(SmtpProtocol):
         return False
 
     def _reset_data_timeout(self) -> None:
-        """The time-out is per part of the data (RFC 5321 section 4.5.3.2.5). After five times the time-out the client
-        must also have sent at an average rate, so that one octet a minute does not hold a connection.
+        """The time-out is per part of the data, as the client's (RFC 5321 section 4.5.3.2.5). After five times the
+        time-out the client must also have sent at an average rate, so that one octet a minute does not hold a
+        connection.
         """
         seconds = self._listener.data_seconds
         limit = 5 * seconds + self.framer.data_held_bytes / _LONG_DATA_MIN_BYTES_PER_SECOND

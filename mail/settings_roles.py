@@ -83,8 +83,9 @@ class IngressSettings(Section):
     )
     data_timeout: Duration = Field(
         parse_duration("3m"),
-        description="Time limit for the next data of a message (RFC 5321 section 4.5.3.2.5: at least 3 minutes). All "
-        "data of a message may take five times this, and one second more for each 16 KiB.",
+        description="Time limit for the next data of a message. The RFC has no value for servers; RFC 5321 section "
+        "4.5.3.2.5 gives clients 3 minutes for each block that they send. All data of a message may take five times "
+        "this, and one second more for each 16 KiB.",
     )
 
 

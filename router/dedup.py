@@ -1,7 +1,8 @@
 """Recently processed queue ids of a shard, to detect duplicate appends. No I/O.
 
 Queue entries detect a duplicate of an open message; this set covers messages that closed at once. A Kafka producer
-without idempotence may repeat an append within its delivery time-out, so ten minutes are ample.
+without idempotence may repeat an append within its delivery time-out, which is far shorter than ten minutes. Above
+`ENTRIES_MAX` the oldest ids are dropped earlier.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Retry times and expiry of deferred deliveries; `router/quarantine.py` also chooses a time, by `retry_step` without
-jitter or lifetime cap. Pure: jitter is a hash of the delivery, time is an argument.
+"""Retry schedule: time of the next attempt, and expiry of deferred deliveries. Pure: jitter is a hash of the delivery,
+time is an argument.
 
 Full jitter (Brooker, "Exponential Backoff and Jitter") spreads the delay over the whole step, so that deliveries that
 failed together are not retried together; the minimum is a tenth of the step. The last attempt is made when the lifetime
@@ -25,7 +25,9 @@ def hashed_fraction(seed: str) -> float:
 
 
 def retry_step(schedule: Sequence[timedelta], attempts: int) -> timedelta:
-    """The schedule's step after `attempts` attempts (from 1); the last step repeats."""
+    """The schedule's step after `attempts` attempts (from 1); the last step repeats. `router/quarantine.py`
+    uses the step without jitter or lifetime cap.
+    """
     return schedule[min(max(attempts, 1), len(schedule)) - 1]
 
 

@@ -1,7 +1,7 @@
 """Construction of object stores with obstore, and error messages for operators.
 
-Retries are few and short, because the sender's queue and eilpost's own are better places to wait. Error texts contain
-no secret and no response body.
+Retries are few and short, because clients retry refused mail and the router retries deferred deliveries. Error texts
+contain no secret and no response body.
 """
 
 from __future__ import annotations

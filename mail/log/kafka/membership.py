@@ -175,7 +175,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         while True:
             consumer = self._consumer = self._new_consumer()
             failure = await self._poll(consumer)
-            logger.error("group membership failed: shards released, rejoining", role=self._role, error=failure)
+            logger.error("group membership failed: shards revoked, rejoining", role=self._role, error=failure)
             self._assigned = frozenset()
             self._changed.set()
             await self._stop_shards(self._drain_seconds)

@@ -1,7 +1,7 @@
 """Offset committer of one process's delivery shards: commits continuously, for all shards together, as the group's
 member.
 
-A refused commit means that the group has reassigned the shards: they are revoked and nothing is retried. With
+A refused commit means that this member's generation has ended: its shards are revoked and nothing is retried. With
 `_UNCONFIRMED_MAX` finished and unconfirmed deliveries no new ones start, which limits what the next owner may repeat.
 """
 
@@ -90,7 +90,7 @@ class OffsetCommitter:
                 self.outage = None  # the brokers answered
                 if is_recommit:  # the group is rebalancing, and assigns the shards by itself
                     return True
-                event = "offset commit refused, shards released: another process owns them"
+                event = "offset commit refused: generation ended, shards revoked"
                 logger.warning(event, shards=numbers, error=str(error))
                 self._unconfirmed = 0  # the new owner commits them; a later generation of ours starts without them
                 for shard in shards:
