@@ -31,7 +31,7 @@ from tests.contract.log_contract.harness import read_dispatches, read_inputs
 from tests.contract.log_contract.ownership import OwnershipTests
 from tests.contract.log_contract.queries import QueryTests
 from tests.contract.log_contract.reads import ReadTests
-from tests.contract.log_contract.unknown_versions import UnknownVersionTests
+from tests.contract.log_contract.unreadable_frames import UnreadableFrameTests
 from tests.journeys.test_21_dedicated_tenant import DIRECTORY, Hosting, send
 from tests.journeys.test_33_no_kafka_at_start import becomes
 from tests.support.access_rights import (
@@ -99,7 +99,7 @@ def as_super_user(broker: Cluster) -> dict[str, Any]:
     }
 
 
-class TestLogWithTheRightsOfTheChart(ReadTests, CommitTests, OwnershipTests, QueryTests, UnknownVersionTests):
+class TestLogWithTheRightsOfTheChart(ReadTests, CommitTests, OwnershipTests, QueryTests, UnreadableFrameTests):
     """The log contract without rebalances and commits over a cut network, which take long and need no other right."""
 
     test_a_failed_commit_changes_nothing = None

@@ -131,10 +131,7 @@ def _until_taken_over(mail: Release, role: str, frozen: set[str]) -> None:
         owned = sum(_sum_of(each, "eilpost_shards_owned") for each in metrics)
         return owned > 0 and owned == max(_sum_of(each, "eilpost_shards") for each in metrics)
 
-    try:
-        mail.cluster.until("new pods own all shards", is_taken_over)
-    except CommandError as error:
-        raise AssertionError(f"{error}\n{mail.state_of(role)}") from error
+    mail.until(role, "new pods own all shards", is_taken_over)
 
 
 def _failures(mail: Release, role: str) -> int:

@@ -69,10 +69,7 @@ def _until_restarted(mail: Release, role: str, victim: str, before: int) -> dict
         last: dict[str, Any] = status["lastState"]["terminated"]
         return last
 
-    try:
-        found: dict[str, Any] = mail.cluster.until(f"{victim} was restarted and is ready", ended, timeout=120)
-    except CommandError as error:
-        raise AssertionError(f"{error}\n{mail.state_of(role)}") from error
+    found: dict[str, Any] = mail.until(role, f"{victim} was restarted and is ready", ended, timeout=120)
     return found
 
 

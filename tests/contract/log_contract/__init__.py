@@ -9,8 +9,8 @@ from tests.contract.log_contract.ownership import OwnershipTests
 from tests.contract.log_contract.queries import QueryTests
 from tests.contract.log_contract.reads import ReadTests
 from tests.contract.log_contract.rebalancing import RebalanceTests
-from tests.contract.log_contract.unknown_versions import UnknownVersionTests
+from tests.contract.log_contract.unreadable_frames import UnreadableFrameTests
 
 
-class LogContract(ReadTests, CommitTests, OwnershipTests, RebalanceTests, QueryTests, UnknownVersionTests):
+class LogContract(ReadTests, CommitTests, OwnershipTests, RebalanceTests, QueryTests, UnreadableFrameTests):
     """Subclasses provide the fixture `harness`."""

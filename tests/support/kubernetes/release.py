@@ -10,13 +10,13 @@ import http.client
 import itertools
 import json
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tests.support.docs.shell_blocks import blocks
 from tests.support.golang import GoProgram
-from tests.support.kubernetes.cluster import Kubernetes
+from tests.support.kubernetes.cluster import CommandError, Kubernetes
 from tests.support.kubernetes.configuration import HOST
 from tests.support.kubernetes.network import inside
 from tests.support.kubernetes.programs import HELM
@@ -196,11 +196,15 @@ class Release:
         """Allocate memory in the container until the kernel kills its first process."""
         self.kubectl("exec", pod, "--", "python", "-c", _MANY_PROCESSES, status=None)
 
-    def state_of(self, role: str) -> str:
-        """Pods of a role with their last log lines, for the text of a failure."""
-        selector = f"app.kubernetes.io/component={role}"
-        pods = self.kubectl("get", "pods", "--selector", selector, "--output", "wide")
-        return pods + self.kubectl("logs", "--selector", selector, "--prefix", "--tail", "12", status=None)
+    def until(self, role: str, what: str, attempt: Callable[[], object], timeout: float = 60.0) -> Any:
+        """As `Kubernetes.until`; a failure shows the pods of the role with their last log lines."""
+        try:
+            return self.cluster.until(what, attempt, timeout)
+        except CommandError as error:
+            selector = f"app.kubernetes.io/component={role}"
+            pods = self.kubectl("get", "pods", "--selector", selector, "--output", "wide")
+            lines = self.kubectl("logs", "--selector", selector, "--prefix", "--tail", "12", status=None)
+            raise AssertionError(f"{error}\n{pods}{lines}") from error
 
     def address(self, role: str) -> tuple[str, int]:
         """Address of a role's Service."""

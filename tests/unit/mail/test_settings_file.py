@@ -12,9 +12,9 @@ import pytest
 from mail.log.topics import ALL_TOPICS, tenant_prefix
 from mail.settings import Settings, dump
 from mail.settings_file import load
-from mail.settings_section import SettingsError
 from mail.settings_text import default_toml, render
 from mail.settings_values import PREFIX_MAX
+from tests.support.builders.settings import refused
 
 
 @pytest.fixture
@@ -22,25 +22,17 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "eilpost.toml"
 
 
-def _refused(path: Path | None, environment: dict[str, str]) -> str:
-    with pytest.raises(SettingsError) as caught:
-        load(path, environment)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
-
-
 def test_settings_file_must_be_a_regular_file(file: Path) -> None:
     os.mkfifo(file)
-    assert _refused(file, {}) == f"{file}: cannot be read: is not a regular file"
-    assert _refused(Path("/dev/zero"), {}) == "/dev/zero: cannot be read: is not a regular file"
-    assert _refused(Path("/"), {}) == "/: cannot be read: is not a regular file; name the file in it"
+    assert refused(file, {}) == f"{file}: cannot be read: is not a regular file"
+    assert refused(Path("/dev/zero"), {}) == "/dev/zero: cannot be read: is not a regular file"
+    assert refused(Path("/"), {}) == "/: cannot be read: is not a regular file; name the file in it"
 
 
 def test_settings_file_is_at_most_64_mib(file: Path) -> None:
     file.touch()
     os.truncate(file, (64 << 20) + 1)
-    assert _refused(file, {}) == f"{file}: cannot be read: is larger than 64 MiB"
+    assert refused(file, {}) == f"{file}: cannot be read: is larger than 64 MiB"
 
 
 def test_settings_file_may_be_a_symbolic_link(file: Path) -> None:
@@ -200,7 +192,7 @@ def test_environment_overrides_single_keys_of_the_file(file: Path) -> None:
 )
 def test_invalid_settings_file_is_a_one_line_error(file: Path, text: str, key: str, expected: str) -> None:
     file.write_text(text)
-    message = _refused(file, {})
+    message = refused(file, {})
     assert message.startswith(f"{file}: {key}")
     assert expected in message
 
@@ -223,9 +215,9 @@ _NUMBERS = [
 @pytest.mark.parametrize(("section", "key"), _NUMBERS)
 def test_every_number_has_bounds(file: Path, section: str, key: str) -> None:
     file.write_text(f"[{section}]\n{key} = 99999999999999999999999\n")
-    assert "at most" in _refused(file, {})
+    assert "at most" in refused(file, {})
     name = f"EILPOST_{section}__{key}".upper()
-    most = _refused(None, {name: "99999999999999999999999"}).rpartition("at most ")[2].removesuffix(" is expected")
+    most = refused(None, {name: "99999999999999999999999"}).rpartition("at most ")[2].removesuffix(" is expected")
     assert f" to {most}.\n{key} = " in default_toml()
 
 
@@ -246,7 +238,7 @@ def test_every_number_has_bounds(file: Path, section: str, key: str) -> None:
     ],
 )
 def test_invalid_variable_is_named_in_one_line(variable: str, value: str, expected: str) -> None:
-    message = _refused(None, {variable: value})
+    message = refused(None, {variable: value})
     assert message.startswith(f"environment variable {variable}: ")
     assert expected in message
 
@@ -262,13 +254,13 @@ def test_invalid_variable_is_named_in_one_line(variable: str, value: str, expect
         ("EILPOST_HTTP_BACKEND", "a setting is EILPOST_SECTION__KEY"),
     ],
 )
-def test_misspelt_variable_is_refused(variable: str, expected: str) -> None:
-    message = _refused(None, {variable: "x"})
+def test_misspelt_variable_isrefused(variable: str, expected: str) -> None:
+    message = refused(None, {variable: "x"})
     assert message == f"environment variable {variable}: is not a setting; {expected}"
 
 
-def test_two_variables_of_one_setting_are_refused() -> None:
-    message = _refused(None, {"EILPOST_LOG__URL": "memory:", "eilpost_log__url": "embedded:log.db"})
+def test_two_variables_of_one_setting_arerefused() -> None:
+    message = refused(None, {"EILPOST_LOG__URL": "memory:", "eilpost_log__url": "embedded:log.db"})
     assert message == (
         "environment variable EILPOST_LOG__URL and eilpost_log__url: differ in case only; remove one of them"
     )
@@ -277,8 +269,8 @@ def test_two_variables_of_one_setting_are_refused() -> None:
 @pytest.mark.parametrize("variable", ["eilpost_config", "EILPOST_Debug"])
 def test_variable_that_is_read_in_capitals_only_is_refused_in_another_case(variable: str) -> None:
     expected = f"environment variable {variable}: is not read; did you mean {variable.upper()}?"
-    assert _refused(None, {variable: "x"}) == expected
-    assert _refused(None, {variable: "x", variable.upper(): "x"}) == expected
+    assert refused(None, {variable: "x"}) == expected
+    assert refused(None, {variable: "x", variable.upper(): "x"}) == expected
 
 
 def test_variables_of_kubernetes_and_other_programs_are_ignored() -> None:
@@ -297,7 +289,7 @@ def test_variables_of_kubernetes_and_other_programs_are_ignored() -> None:
     others = {"EILPOST_FOO": "1", "EILPOST_CONFIG": "x", "EILPOST_DEBUG": "1", "EILPOST_TEST_KAFKA": "x", "HOME": "/"}
     assert load(None, services | others) == Settings()
     assert load(None, services | others | {"EILPOST_DELIVERY__MX_PORT": "26"}).delivery.mx_port == 26
-    assert "did you mean" in _refused(None, {"EILPOST_DELIVERY_PORT": "26"})  # a number is no address of a Service
+    assert "did you mean" in refused(None, {"EILPOST_DELIVERY_PORT": "26"})  # a number is no address of a Service
 
 
 def test_largest_private_networks_are_allowed_as_relay_networks(file: Path) -> None:
@@ -307,14 +299,14 @@ def test_largest_private_networks_are_allowed_as_relay_networks(file: Path) -> N
 
 def test_number_of_further_errors_is_reported(file: Path) -> None:
     file.write_text('[ingress]\nsmtp_listen = "x"\n[http]\nlisten = "y"\n')
-    assert _refused(file, {}).endswith("(and 1 more)")
+    assert refused(file, {}).endswith("(and 1 more)")
 
 
-def test_unreadable_settings_files_are_refused(tmp_path: Path) -> None:
-    assert "there is no such file" in _refused(tmp_path / "none.toml", {})
-    assert "cannot be read" in _refused(tmp_path, {})
+def test_unreadable_settings_files_arerefused(tmp_path: Path) -> None:
+    assert "there is no such file" in refused(tmp_path / "none.toml", {})
+    assert "cannot be read" in refused(tmp_path, {})
     (tmp_path / "latin.toml").write_bytes(b'[node]\nhostname = "\xfc"')
-    assert "is not UTF-8" in _refused(tmp_path / "latin.toml", {})
+    assert "is not UTF-8" in refused(tmp_path / "latin.toml", {})
 
 
 def test_settings_model_does_not_read_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

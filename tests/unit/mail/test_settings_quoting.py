@@ -9,19 +9,13 @@ import pytest
 
 from mail.settings import Settings, dump
 from mail.settings_file import load
-from mail.settings_section import SettingsError
 from mail.settings_text import render
+from tests.support.builders.settings import refused
 
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "eilpost.toml"
-
-
-def _refused(path: Path | None, environment: dict[str, str]) -> str:
-    with pytest.raises(SettingsError) as caught:
-        load(path, environment)
-    return str(caught.value)
 
 
 def test_secrets_are_masked(file: Path) -> None:
@@ -36,7 +30,7 @@ def test_secrets_are_masked(file: Path) -> None:
     assert dump(Settings())["spool"]["secret_key"] == ""
     for text in ("[spool]\nsecret_key = 4711", "[spool]\nsecret_key = [4711]"):
         file.write_text(text)
-        assert "4711" not in _refused(file, {})
+        assert "4711" not in refused(file, {})
 
 
 @pytest.mark.parametrize(
@@ -55,9 +49,9 @@ def test_secrets_are_masked(file: Path) -> None:
 )
 def test_password_in_a_quoted_value_is_masked(file: Path, key: str, value: str) -> None:
     section, _, name = key.partition(".")
-    by_variable = _refused(None, {f"EILPOST_{section}__{name}".upper(): value})
+    by_variable = refused(None, {f"EILPOST_{section}__{name}".upper(): value})
     file.write_text(f"[{section}]\n{name} = {json.dumps([value] if name == 'servers' else value)}\n")
-    for message in (by_variable, _refused(file, {})):
+    for message in (by_variable, refused(file, {})):
         assert key in message
         assert "***@" in message
         assert "hush" not in message
@@ -80,7 +74,7 @@ def test_password_in_a_quoted_value_is_masked(file: Path, key: str, value: str) 
     ],
 )
 def test_possible_password_in_a_quoted_value_is_masked(variable: str, value: str, found: str) -> None:
-    message = _refused(None, {variable: value})
+    message = refused(None, {variable: value})
     assert f'"{found}"' in message or f"'{found}'" in message
     assert "S3" not in message
     assert "CRET" not in message
@@ -98,7 +92,7 @@ def test_possible_password_in_a_quoted_value_is_masked(variable: str, value: str
     ],
 )
 def test_value_without_password_is_quoted_completely(variable: str, value: str) -> None:
-    assert f'found "{value}"' in _refused(None, {variable: value})
+    assert f'found "{value}"' in refused(None, {variable: value})
 
 
 @pytest.mark.parametrize(
@@ -107,7 +101,7 @@ def test_value_without_password_is_quoted_completely(variable: str, value: str) 
 )
 def test_long_value_is_truncated(file: Path, section: str, key: str, value: str) -> None:
     file.write_text(f"[{section}]\n{key} = {json.dumps(value)}\n")
-    for message in (_refused(None, {f"EILPOST_{section}__{key}".upper(): value}), _refused(file, {})):
+    for message in (refused(None, {f"EILPOST_{section}__{key}".upper(): value}), refused(file, {})):
         assert f"{section}.{key}" in message
         assert value[:90] in message
         assert len(message) < len(str(file)) + 250
@@ -116,6 +110,6 @@ def test_long_value_is_truncated(file: Path, section: str, key: str, value: str)
 @pytest.mark.parametrize("text", ["9" * 5000, "[" * 100_000, "0x" + "f" * 5000, "[0x" + "f" * 5000 + "]"])
 def test_very_long_number_or_deep_list_is_a_short_error(file: Path, text: str) -> None:
     file.write_text(f"[log]\nshards = {text}\n")
-    message = _refused(file, {})
+    message = refused(file, {})
     assert message.startswith(f"{file}: ")
     assert len(message) < len(str(file)) + 250

@@ -50,7 +50,7 @@ def _of_another_kind(topic: Topic) -> bytes:
     return encode(_RECORDS[ACCEPTED if topic is EVENTS else EVENTS]) or b""
 
 
-class UnknownVersionTests:
+class UnreadableFrameTests:
     @pytest.mark.parametrize("topic", ALL_TOPICS, ids=lambda topic: topic.name)
     async def test_a_frame_of_an_unknown_version_stops_the_reader_and_stays(
         self, harness: Harness, topic: Topic
