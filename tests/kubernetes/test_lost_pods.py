@@ -64,7 +64,7 @@ def _until_restarted(mail: Release, role: str, victim: str, before: int) -> dict
     def ended() -> dict[str, Any]:
         (pod,) = (pod for pod in mail.pods(role) if name_of(pod) == victim)
         (status,) = pod["status"]["containerStatuses"]
-        if status["restartCount"] == before or not is_ready(pod):
+        if status["restartCount"] != before + 1 or not is_ready(pod):
             raise CommandError(f"{before} restarts before, now {status}")
         last: dict[str, Any] = status["lastState"]["terminated"]
         return last
