@@ -22,14 +22,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def three_brokers() -> Iterator[kafka.Cluster]:
+def _shared_brokers() -> Iterator[kafka.Cluster]:
     with kafka.cluster(3, settings=QUICK) as brokers:
         yield brokers
 
 
+@pytest.fixture
+def three_brokers(_shared_brokers: kafka.Cluster) -> kafka.Cluster:
+    """Three running brokers, whatever the previous test did to them."""
+    for node in _shared_brokers.nodes:
+        node.thaw()
+    _shared_brokers.start()
+    return _shared_brokers
+
+
 @pytest.fixture(scope="session")
-def _shared_cluster(three_brokers: kafka.Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MailCluster]:
-    cluster = MailCluster(three_brokers, tmp_path_factory.mktemp("cluster"))
+def _shared_cluster(_shared_brokers: kafka.Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MailCluster]:
+    cluster = MailCluster(_shared_brokers, tmp_path_factory.mktemp("cluster"))
     cluster.make_topics()
     try:
         yield cluster
@@ -38,11 +47,9 @@ def _shared_cluster(three_brokers: kafka.Cluster, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture
-def mail_cluster(_shared_cluster: MailCluster) -> MailCluster:
+def mail_cluster(three_brokers: kafka.Cluster, _shared_cluster: MailCluster) -> MailCluster:
     """Two running processes of each role, whatever the previous test did to them."""
-    for node in _shared_cluster.brokers.nodes:
-        node.thaw()
-    _shared_cluster.brokers.start()
+    assert _shared_cluster.brokers is three_brokers
     _shared_cluster.start()
     _shared_cluster.wait_for_owners()
     return _shared_cluster

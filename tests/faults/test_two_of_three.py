@@ -11,17 +11,19 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from deploy.kafka.cluster import Cluster
 from mail.settings import LogSettings
 from tests.support.faults.accounting import Sink
 from tests.support.faults.cases import MailLoad, count_in_mailbox, missing, settle, wait_for_empty_queue
 from tests.support.servers.kafka import QUICK, ClusterFactory
 from tests.support.servers.kafka_log import make_topics
 from tests.support.servers.mail_cluster import HOSTS, MailCluster
-from tests.support.servers.ports import wait_until
+from tests.support.servers.ports import block_until, wait_until
 
 pytestmark = [pytest.mark.kafka_cluster, pytest.mark.fault, pytest.mark.timeout(240)]
 
@@ -35,17 +37,40 @@ SESSIONS = 60  # per ingress: enough that some are free while others wait after 
 async def test_loss_of_two_of_three_brokers_loses_no_mail(
     mail_cluster: MailCluster, round_number: Iterator[int]
 ) -> None:
-    brokers = mail_cluster.brokers
-
-    def lose() -> None:
-        brokers.node(2).freeze()
-        brokers.node(1).kill()
-
-    def bring_back() -> None:
-        brokers.node(2).thaw()
-        brokers.restart(1)
-
+    lose, bring_back = partial(_lose_two, mail_cluster.brokers), partial(_bring_back, mail_cluster.brokers)
     await _outage(mail_cluster, f"{next(round_number)}", lose, bring_back)
+
+
+def test_workers_without_mail_become_unready(mail_cluster: MailCluster) -> None:
+    """The broker that is left keeps its metadata and answers heartbeats; only a write shows that none is accepted."""
+    assert all(member.ready() for member in mail_cluster.members.values())
+    _lose_two(mail_cluster.brokers)
+    _wait_until_workers_are_unready(mail_cluster)
+    _bring_back(mail_cluster.brokers)
+    _wait_until_all_are_ready(mail_cluster)
+
+
+def _lose_two(brokers: Cluster) -> None:
+    brokers.node(2).freeze()
+    brokers.node(1).kill()
+
+
+def _bring_back(brokers: Cluster) -> None:
+    brokers.node(2).thaw()
+    brokers.restart(1)
+
+
+def _wait_until_workers_are_unready(mail_cluster: MailCluster) -> None:
+    """An ingress stays ready and replies with 4xx."""
+    for member in mail_cluster.members.values():
+        is_ready = member.role in ("ingress", "mailstore")
+        what = f"readiness of {member.name}: {is_ready}"
+        block_until(lambda one=member, so=is_ready: one.ready() is so, what=what, deadline_seconds=40)
+
+
+def _wait_until_all_are_ready(mail_cluster: MailCluster) -> None:
+    for member in mail_cluster.members.values():
+        block_until(member.ready, what=f"{member.name} ready again", deadline_seconds=40)
 
 
 async def test_loss_of_the_only_broker_loses_no_mail(kafka_cluster: ClusterFactory, tmp_path: Path) -> None:
@@ -79,10 +104,7 @@ async def _outage(
             load.stop()
             await load.wait_until_done(ANSWERED_SECONDS)  # every open session gets its reply while the brokers are away
             assert load.promised.keys() == promised, "accepted without brokers"
-            for member in mail_cluster.members.values():  # an ingress replies with 4xx; workers are unready
-                is_ready = member.role in ("ingress", "mailstore")
-                what = f"readiness of {member.name}: {is_ready}"
-                await wait_until(lambda one=member, so=is_ready: one.ready() is so, what=what, deadline_seconds=40)
+            await asyncio.to_thread(_wait_until_workers_are_unready, mail_cluster)
             back_at = time.monotonic()
             await asyncio.to_thread(bring_back)
             await wait_until(
@@ -97,8 +119,7 @@ async def _outage(
                 await settle(each, sink, mail_cluster)
                 assert not missing(each, sink, mail_cluster)
             assert await wait_for_empty_queue(mail_cluster) == []
-            for member in mail_cluster.members.values():
-                await wait_until(member.ready, what=f"{member.name} ready again", deadline_seconds=40)
+            await asyncio.to_thread(_wait_until_all_are_ready, mail_cluster)
             await mail_cluster.in_sync()
         finally:
             for each in (load, late):

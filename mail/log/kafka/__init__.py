@@ -16,6 +16,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from itertools import count
 
 import structlog
 from aiokafka import TopicPartition
@@ -45,7 +46,7 @@ from mail.log.kafka.router_shard import KafkaRouterShard
 from mail.log.kafka.tenant_producers import TenantProducers
 from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.kafka.topic_watcher import TopicWatcher
-from mail.log.topics import ACCEPTED, CONSUMED_BY, DELIVERY, DISPATCHED, ROUTER, ShardCounts
+from mail.log.topics import ACCEPTED, CONSUMED_BY, DELIVERY, DISPATCHED, EVENTS, ROUTER, ShardCounts
 from mail.record import Accepted, Attempted, Record
 from mail.settings import LogSettings
 
@@ -68,7 +69,7 @@ class KafkaLog(HistoryQueries):
         self._dedicated = dedicated
         self._producer = Producer(self._access, settings)
         self._report_producer = Producer(
-            self._access, settings, linger_ms=_REPORT_LINGER_MS, effect="reports of attempts wait"
+            self._access, settings, linger_ms=_REPORT_LINGER_MS, effect="queued mail and reports of attempts wait"
         )
         self._tenant_producers = TenantProducers(self._access, settings)
         self._cluster_info = ClusterInfo(self._access)
@@ -270,7 +271,22 @@ class KafkaLog(HistoryQueries):
         )
         if self._topic_watcher.problem is not None:
             member.suspend()
-        await member.run(process, stop, on_ready)
+        probe_task = asyncio.create_task(self._probe_events(), name="log-idle-probe")
+        try:
+            await member.run(process, stop, on_ready)
+        finally:
+            probe_task.cancel()
+            await asyncio.gather(probe_task, return_exceptions=True)
+
+    async def _probe_events(self) -> None:
+        """Test until cancelled whether brokers accept writes, on one partition after another: the shards of a router
+        without mail write nothing that would show it.
+        """
+        for number in count():
+            await asyncio.sleep(TIMEOUTS.idle_write_seconds)
+            if self._topic_watcher.problem is None:
+                partition = self._access.partition(EVENTS, number % self.counts.by_queue_id)
+                await self._report_producer.probe(partition)
 
     def _router_shard(self, number: int, may_open: Callable[[], bool]) -> KafkaRouterShard:
         return KafkaRouterShard(

@@ -51,7 +51,7 @@ class OffsetCommitter:
         """Commit until cancelled."""
         while True:
             try:
-                async with asyncio.timeout(TIMEOUTS.offset_commit_idle_seconds):
+                async with asyncio.timeout(TIMEOUTS.idle_write_seconds):
                     await self._changed.wait()
             except TimeoutError:
                 await self.commit(recommit=True)

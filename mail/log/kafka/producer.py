@@ -95,6 +95,11 @@ class Producer:
             self.appended += 1
             self._unrouted += 1
 
+    async def probe(self, partition: TopicPartition) -> None:
+        """Test whether the partition accepts writes, and update the condition."""
+        with suppress(LogUnavailable):  # the condition holds the reason
+            await self._send(partition, PROBE_KEY, None)
+
     async def _send(self, partition: TopicPartition, key: bytes, value: bytes | None) -> None:
         producer = self._producer
         if producer is None:

@@ -56,7 +56,8 @@ class Timeouts:
     offset_commit_seconds: float = 3.0  # the next owner repeats what is not committed by then
     offset_commit_pause_seconds: float = 0.02  # deliveries that finish meanwhile share the next commit
     offset_commit_retry_seconds: float = 0.5
-    offset_commit_idle_seconds: float = 5.0  # before an offset is committed again to test whether brokers accept writes
+    # Between two writes that test whether brokers accept any: a broker without a controller answers everything else.
+    idle_write_seconds: float = 5.0
     poll_seconds: float = 1.0
     pause_check_seconds: float = 0.25  # interval of the check for process pauses
     unreadable_retry_seconds: float = 60.0  # before a shard with an unreadable record is processed again

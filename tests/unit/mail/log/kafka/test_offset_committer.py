@@ -116,7 +116,7 @@ async def test_a_few_unconfirmed_deliveries_stop_nothing(count: int) -> None:
 
 
 async def test_an_idle_committer_recommits_and_detects_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    set_timeouts(monkeypatch, offset_commit_idle_seconds=0.01)
+    set_timeouts(monkeypatch, idle_write_seconds=0.01)
     committer, shard, group = make_committer(
         None, LogUnavailable("connection lost"), LogUnavailable("connection lost"), *[None] * 99
     )

@@ -56,7 +56,7 @@ async def test_failed_partitions_are_probed_concurrently(monkeypatch: pytest.Mon
     assert brokers.most == FAILED
 
 
-@pytest.mark.parametrize("effect", ["new mail is refused", "reports of attempts wait"])
+@pytest.mark.parametrize("effect", ["new mail is refused", "queued mail and reports of attempts wait"])
 async def test_a_deleted_partition_does_not_keep_the_log_down(effect: str, monkeypatch: pytest.MonkeyPatch) -> None:
     set_timeouts(monkeypatch, retry_seconds=0.05)
     log = Producer(make_access(SETTINGS), SETTINGS, effect=effect)
