@@ -100,7 +100,9 @@ def _require_writable(key: str, folder: Path) -> None:
     except OSError as error:
         raise SettingsError(f"{key}: {error.filename}: {error.strerror}") from None
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise SettingsError(f"{key}: {folder} cannot be written by this user: change its owner, or name another folder")
+        raise SettingsError(
+            f"{key}: {folder} cannot be written by this user: change its owner, or name another directory"
+        )
 
 
 def require_package(module: str, key: str, url: str, extra: str) -> None:

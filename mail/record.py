@@ -81,8 +81,10 @@ class QueueEntry(FrameStruct, frozen=True, tag="queue_entry"):
     last_remote: str | None = None
 
 
-class Settled(FrameStruct, frozen=True):
-    """A delivery is closed: the tombstone of its queue record."""
+class QueueTombstone(FrameStruct, frozen=True):
+    """Tombstone of a queue entry: the delivery has left this queue. All its recipients are delivered or failed, or it
+    was moved to another log.
+    """
 
     delivery_id: DeliveryId
 
@@ -192,4 +194,4 @@ def received_time(record: Accepted | Dispatched | Attempted) -> datetime:
             assert_never(record)
 
 
-Record = Accepted | QueueEntry | Settled | Dispatched | Attempted | Event
+Record = Accepted | QueueEntry | QueueTombstone | Dispatched | Attempted | Event

@@ -24,10 +24,10 @@ from mail.record import (
     FailedByRouter,
     MessageAccepted,
     QueueEntry,
+    QueueTombstone,
     Record,
     Resumed,
     Routed,
-    Settled,
 )
 from mail.route import Route, ToMailbox, ToMx, ToRelay, Unresolved
 from router.decide import Due, Trigger
@@ -73,7 +73,7 @@ class BatchAccounting:
         for record in records:
             if isinstance(record, Event):
                 self._add_event(record.detail, is_new)
-            elif isinstance(record, Settled):
+            elif isinstance(record, QueueTombstone):
                 is_settled = True
             elif isinstance(record, Accepted):
                 self.dsns += 1

@@ -33,10 +33,10 @@ from mail.record import (
     FailedByRouter,
     MessageAccepted,
     QueueEntry,
+    QueueTombstone,
     Record,
     Resumed,
     Routed,
-    Settled,
     WaitCause,
     Waiting,
 )
@@ -191,7 +191,7 @@ def _on_attempted(queue: MailQueue, trigger: Attempted, context: RoutingContext,
             last.remote,
         )
     else:
-        yield Settled(delivery.id)
+        yield QueueTombstone(delivery.id)
     yield Event(
         message.queue_id,
         now,
@@ -218,7 +218,7 @@ def _on_due(queue: MailQueue, trigger: Due, context: RoutingContext, now: dateti
     if isinstance(hop, Reply):
         failures = [FailedRecipient(recipient, hop) for recipient in message.envelope.recipients]
         headers = _original_headers(content, queue_id, context)
-        yield Settled(entry.delivery.id)
+        yield QueueTombstone(entry.delivery.id)
         yield from _failure_events(queue_id, failures, now)
         yield from _bounce(message, failures, headers, f"{entry.delivery.id}/{entry.attempts}/due", context, now)
         yield from _close_if_done(queue, queue_id, now)

@@ -25,8 +25,8 @@ from mail.record import (
     Dispatched,
     Event,
     QueueEntry,
+    QueueTombstone,
     Record,
-    Settled,
     WaitCause,
     Waiting,
     state_name,
@@ -128,7 +128,7 @@ class MailQueue:
                 else:
                     self._uncount(old)
                 self._insert(record)
-            case Settled():
+            case QueueTombstone():
                 removed = self._entries.pop(record.delivery_id, None)
                 if removed is not None:
                     self._uncount(removed)

@@ -25,9 +25,9 @@ from mail.record import (
     Event,
     MessageAccepted,
     QueueEntry,
+    QueueTombstone,
     Record,
     Routed,
-    Settled,
     WaitCause,
     Waiting,
 )
@@ -89,7 +89,7 @@ def _defer_attempt(
             NOT_PROCESSED,
         )
     else:
-        yield Settled(delivery.id)
+        yield QueueTombstone(delivery.id)
     outcomes = tuple(
         outcome if isinstance(outcome, Delivered) else Deferred(outcome.recipient, NOT_PROCESSED)
         for outcome in trigger.outcomes

@@ -132,7 +132,7 @@ def _row(view: TopicView) -> tuple[str, ...]:
 
 def _retention(view: TopicView) -> str:
     if view.topic.compacted and view.config("cleanup.policy") == "compact":
-        return "until settled"
+        return "compacted"
     milliseconds, size = _number(view, "retention.ms"), _number(view, "retention.bytes")
     limits = [] if milliseconds is None or milliseconds < 0 else [_duration(milliseconds)]
     limits += [] if size is None or size < 0 else [format_size(size)]

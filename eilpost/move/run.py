@@ -17,7 +17,7 @@ from eilpost.move.ownership import OwnedShards, own_all_shards
 from mail.log import DeliveryShard, Entry, Input, Log, LogUnavailable, LogUnusable, RouterShard
 from mail.log.topics import shard_of_message
 from mail.message import DeliveryId, Inline, QueueId
-from mail.record import Accepted, Active, Attempted, Dispatched, Event, QueueEntry, Record, Settled, Waiting
+from mail.record import Accepted, Active, Attempted, Dispatched, Event, QueueEntry, QueueTombstone, Record, Waiting
 
 BATCH = 500  # records per batch
 BATCH_BYTES = 16 << 20  # approximate content per batch
@@ -196,7 +196,9 @@ class MoveRun:
             new = {item.key: item for item in items if not self._is_known(item)}
             await self._write(list(new.values()))
             self._source_shards.check()
-            await shard.commit([Settled(item.queue_entry.delivery.id) for item in items if item.queue_entry], consumed)
+            await shard.commit(
+                [QueueTombstone(item.queue_entry.delivery.id) for item in items if item.queue_entry], consumed
+            )
             self._totals.known += len(items) - len(new)
             self._progress.advance(len(items))
 

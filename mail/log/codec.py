@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from mail.log import frame_version_1
 from mail.message import Inline
-from mail.record import Accepted, Attempted, Dispatched, Event, QueueEntry, Record, Settled
+from mail.record import Accepted, Attempted, Dispatched, Event, QueueEntry, QueueTombstone, Record
 
 MAGIC = b"\xe1P"
 VERSION = 2  # frozen at release 0.1.0: until then fields and tags may change within it
@@ -40,10 +40,10 @@ class FrameError(ValueError):
 
 
 def encode(record: Record, *, without_content: bool = False) -> bytes | None:
-    """The frame of a record; None (a tombstone) for Settled. With `without_content`, the inline content of Accepted and
+    """The frame of a record; None for QueueTombstone. With `without_content`, the inline content of Accepted and
     Dispatched is left out; the caller stores it and passes it to `decode`.
     """
-    if isinstance(record, Settled):
+    if isinstance(record, QueueTombstone):
         return None
     content = b""
     if isinstance(record, Attempted):

@@ -13,7 +13,7 @@ from enum import Enum, auto
 from typing import Any, NamedTuple, assert_never
 
 from mail.message import QueueId, queue_id_of
-from mail.record import Accepted, Attempted, Delivery, Dispatched, Event, QueueEntry, Record, Settled
+from mail.record import Accepted, Attempted, Delivery, Dispatched, Event, QueueEntry, QueueTombstone, Record
 from mail.route import ToMailbox, ToMx, ToRelay, Unresolved
 
 ROUTER, DELIVERY = "router", "delivery"  # roles that consume topics
@@ -123,7 +123,7 @@ def place(record: Record, counts: ShardCounts) -> Place:
         case QueueEntry():
             key = record.delivery.id
             return Place(QUEUE, shard_of(queue_id_of(key), counts.by_queue_id), key)
-        case Settled():
+        case QueueTombstone():
             key = record.delivery_id
             return Place(QUEUE, shard_of(queue_id_of(key), counts.by_queue_id), key)
         case Event():

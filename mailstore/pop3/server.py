@@ -65,7 +65,7 @@ class _SessionEnded(Exception):
 class Pop3Server:
     """mail.service.Role. `port` is valid after `ready`."""
 
-    name = "mailstore.pop3"
+    name = "mailstore"
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class Pop3Server:
                 "there, or by EILPOST_MAILSTORE__POP3_LISTEN=HOST:PORT"
             ) from error
         self.port = server.sockets[0].getsockname()[1]
-        logger.debug("listening", service="pop3", address=f"{host}:{self.port}")
+        logger.debug("listening", role=self.name, listener="pop3", address=f"{host}:{self.port}")
         ready()
         try:
             await stop.wait()
@@ -124,7 +124,7 @@ class Pop3Server:
         if tasks:
             _done, late = await asyncio.wait(tasks, timeout=self._node.drain_timeout.total_seconds())
             if late:
-                logger.warning("drain timed out", role=self.name, sessions_aborted=len(late))
+                logger.warning("drain timed out", role=self.name, listener="pop3", sessions_aborted=len(late))
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
@@ -283,7 +283,12 @@ class _Connection:
         failure = await self._authenticate(login, password)
         AUTH.labels("pop3", "ok" if failure is None else failure.name.lower()).inc()
         logger.info(
-            "login", service="pop3", user=login[:320], client=self.ip, result=failure.name.lower() if failure else "ok"
+            "login",
+            role="mailstore",
+            listener="pop3",
+            user=login[:320],
+            client=self.ip,
+            result=failure.name.lower() if failure else "ok",
         )
         if failure is None:
             return None

@@ -32,9 +32,9 @@ from mail.record import (
     Event,
     MessageAccepted,
     QueueEntry,
+    QueueTombstone,
     Record,
     Routed,
-    Settled,
 )
 from mail.reply import Reply
 from mail.route import ToRelay
@@ -75,7 +75,7 @@ async def route(shard: RouterShard, closed: asyncio.Semaphore) -> None:
                         record.delivery_id, 1, record.outcomes, record.started, record.duration, None
                     )
                     outputs += (
-                        Settled(record.delivery_id),
+                        QueueTombstone(record.delivery_id),
                         Event(queue_id, now, attempt),
                         Event(queue_id, now, Closed()),
                     )

@@ -16,7 +16,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from deploy.kafka.cluster import Cluster
 from mail.log.kafka.access import make_access
 from mail.log.topics import ROUTER
-from mail.record import Settled
+from mail.record import QueueTombstone
 from mail.settings import LogSettings
 from tests.contract.log_contract.harness import (
     NOW,
@@ -318,7 +318,7 @@ async def test_message_is_delivered_over_a_secured_listener(secured_node: Cluste
                 await delivery_shard.finish(entry, samples.attempted(1))
             report = await read_inputs(router, 1)
             assert records_of(report) == [samples.attempted(1)]
-            await router.commit([Settled(samples.delivery(1).id)], report)
+            await router.commit([QueueTombstone(samples.delivery(1).id)], report)
             assert await replay_all(router) == []
         await eventually_equals(lambda: events(log, 1), [samples.event(1)])
     async with running(settings) as log:  # the offsets of both groups are committed

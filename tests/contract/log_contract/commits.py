@@ -14,7 +14,7 @@ from mail.log import (
     Usable,
 )
 from mail.log.topics import place
-from mail.record import QueueEntry, Settled
+from mail.record import QueueEntry, QueueTombstone
 from mail.settings import LogSettings
 from tests.contract.log_contract.harness import (
     NOW,
@@ -141,8 +141,8 @@ class CommitTests:
         fold: dict[str, QueueEntry] = {}
         for step in range(60):
             number = step * 7 % 13
-            record: QueueEntry | Settled = (
-                Settled(delivery(number).id) if step % 4 == 3 else queue_entry(number, attempts=step)
+            record: QueueEntry | QueueTombstone = (
+                QueueTombstone(delivery(number).id) if step % 4 == 3 else queue_entry(number, attempts=step)
             )
             shard_number = place(record, log.counts).shard
             async with router_shard_of(log, shard_number) as shard:
@@ -150,7 +150,7 @@ class CommitTests:
             match record:
                 case QueueEntry():
                     fold[record.delivery.id] = record
-                case Settled():
+                case QueueTombstone():
                     fold.pop(record.delivery_id, None)
         assert 0 < len(fold) < 13
         await log.close()
@@ -169,8 +169,8 @@ class CommitTests:
     async def test_the_last_queue_entry_of_a_commit_counts(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         async with router_shard_of(log) as shard:
-            await shard.commit([queue_entry(1), Settled(delivery(1).id), queue_entry(2), queue_entry(2, 5)], [])
-            await shard.commit([Settled(delivery(9).id)], [])
+            await shard.commit([queue_entry(1), QueueTombstone(delivery(1).id), queue_entry(2), queue_entry(2, 5)], [])
+            await shard.commit([QueueTombstone(delivery(9).id)], [])
             assert await replay_all(shard) == [queue_entry(2, 5)]
         await log.close()
 

@@ -32,9 +32,9 @@ from mail.record import (
     Event,
     MessageAccepted,
     QueueEntry,
+    QueueTombstone,
     Record,
     Routed,
-    Settled,
     WaitCause,
     Waiting,
 )
@@ -156,7 +156,7 @@ def _records(kind: str, message: Message, data: bytes, stored: Spooled) -> tuple
             entry = QueueEntry(delivery, Active(now), None)
             return [*history, entry, Dispatched(delivery, 1, Inline(data))], [later, later]
         case "settled":  # the same, after the router read the report
-            return [*history, Dispatched(delivery, 1, Inline(data)), Settled(delivery.id)], [done]
+            return [*history, Dispatched(delivery, 1, Inline(data)), QueueTombstone(delivery.id)], [done]
         case "two":  # one message, two deliveries in two states
             bob = Address.parse("bob@example.test")
             envelope = replace(message.envelope, recipients=(Recipient(bob),))

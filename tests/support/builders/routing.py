@@ -19,7 +19,7 @@ from mail.directory import Domain, Snapshot, User
 from mail.envelope import Envelope, Recipient
 from mail.message import Content, DeliveryId, Inline, Message, Spooled, make_queue_id
 from mail.outcome import Deferred, Delivered, Failed, Outcome
-from mail.record import Accepted, Attempted, Dispatched, Event, EventDetail, QueueEntry, Record, Settled
+from mail.record import Accepted, Attempted, Dispatched, Event, EventDetail, QueueEntry, QueueTombstone, Record
 from mail.reply import Reply
 from router.accounting import BatchAccounting, LedgerBalance
 from router.decide import Due, Trigger, decide
@@ -140,7 +140,7 @@ class RouterSimulator:
             match record:
                 case QueueEntry():
                     self.entries[record.delivery.id] = record
-                case Settled():
+                case QueueTombstone():
                     del self.entries[record.delivery_id]
                 case Dispatched():
                     assert record.delivery.id not in self.dispatched, "dispatched twice"

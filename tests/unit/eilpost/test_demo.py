@@ -165,7 +165,7 @@ def test_mailstore_alone_serves_pop3(tmp_path: Path) -> None:
     box = EilpostProcess(tmp_path / "home", command=(str(EILPOST), "mailstore"))
     with box:
         assert box.mailbox("alice") == []
-        assert set(json.loads(box.get("/readyz")[1])["roles"]) == {"http", "mailstore.pop3"}
+        assert set(json.loads(box.get("/readyz")[1])["roles"]) == {"http", "mailstore"}
         assert box.stop() == 0
         [ready] = [line for line in box.output().splitlines() if '"ready"' in line]
         assert set(json.loads(ready)) == {"time", "level", "event", "hostname", "pop3", "http"}

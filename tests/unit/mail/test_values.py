@@ -34,7 +34,7 @@ from mail.message import (
     queue_id_time,
 )
 from mail.queue_id import _MonotonicGenerator, new_queue_id
-from mail.record import Accepted, Active, Attempted, Closed, Delivery, Dispatched, Event, QueueEntry, Settled
+from mail.record import Accepted, Active, Attempted, Closed, Delivery, Dispatched, Event, QueueEntry, QueueTombstone
 from mail.reply import Reply
 from mail.route import RelayProtocol, ToMailbox, ToMx, ToRelay, Unresolved
 from mail.units import format_duration, format_size, parse_duration, parse_size
@@ -209,7 +209,7 @@ def test_every_record_has_a_topic_and_a_key() -> None:
     assert place(Accepted(message, Inline(b"")), counts) == Place(ACCEPTED, shard, queue_id)
     assert place(Event(queue_id, _NOW, Closed()), counts) == Place(EVENTS, shard, queue_id)
     assert place(QueueEntry(delivery, Active(_NOW), None), counts) == Place(QUEUE, shard, key)
-    assert place(Settled(key), counts) == Place(QUEUE, shard, key)
+    assert place(QueueTombstone(key), counts) == Place(QUEUE, shard, key)
     assert place(Attempted(key, 1, (), _NOW, timedelta()), counts) == Place(ATTEMPTED, shard, key)
     dispatched = place(Dispatched(delivery, 1, Inline(b"")), counts)
     assert dispatched == Place(DISPATCHED, shard_of(f"smtp://127.0.0.1:2626/{shard_of(queue_id, 16)}", 48), key)

@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from mail.message import Spooled, delivery_id
-from mail.record import Active, Delivery, QueueEntry, Settled, WaitCause, Waiting
+from mail.record import Active, Delivery, QueueEntry, QueueTombstone, WaitCause, Waiting
 from mail.route import ToRelay
 from router.age import STALE_ITEMS_MAX
 from router.mail_queue import QUARANTINE_REASON, MailQueue
@@ -52,7 +52,7 @@ def test_active_and_throttled_are_runnable_but_held_and_unresolved_are_not() -> 
     assert at(queue, 10) == (1, 6)
     queue.apply(replace(entry(4, recipients=2), state=Active(START + timedelta(seconds=1))))
     assert at(queue, 10) == (3, 9)
-    queue.apply(Settled(entry(4).delivery.id))
+    queue.apply(QueueTombstone(entry(4).delivery.id))
     assert at(queue, 10) == (1, 6)
 
 
@@ -90,7 +90,7 @@ def test_stale_entries_are_bounded() -> None:
     queue.apply(replace(entry(2), state=Active(START)))
     for number in range(3, 5000):
         queue.apply(replace(entry(number), state=Active(START + timedelta(seconds=number))))
-        queue.apply(Settled(entry(number).delivery.id))
+        queue.apply(QueueTombstone(entry(number).delivery.id))
         queue.prune()
     ages = queue.age_index
     assert len(ages._runnable) + sum(map(len, ages._by_state.values())) <= 3 * 2 + STALE_ITEMS_MAX + 1

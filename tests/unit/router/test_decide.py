@@ -26,9 +26,9 @@ from mail.record import (
     FailedByRouter,
     MessageAccepted,
     QueueEntry,
+    QueueTombstone,
     Resumed,
     Routed,
-    Settled,
     WaitCause,
     Waiting,
 )
@@ -98,7 +98,7 @@ def test_message_from_accepted_to_closed() -> None:
     assert (dispatched.content, dispatched.number, dispatched.delivery.route) == (mail.content, 1, RELAY)
     assert dispatched.delivery.id == f"{mail.message.queue_id}-1"
     out = shard.attempt(dispatched.delivery.id, delivered(recipient("u@far.test")))
-    assert kinds(out) == [Settled, DeliveryAttempted, Closed]
+    assert kinds(out) == [QueueTombstone, DeliveryAttempted, Closed]
     assert len(shard.queue) == 0
 
 
@@ -210,7 +210,7 @@ def test_lifetime_ends_with_a_last_attempt_and_a_bounce() -> None:
         shard.advance(timedelta(minutes=1))
     assert attempts >= 4
     assert shard.now - START <= timedelta(minutes=62)
-    assert kinds(out) == [Settled, DeliveryAttempted, FailedByRouter, Accepted, Bounced, Closed]
+    assert kinds(out) == [QueueTombstone, DeliveryAttempted, FailedByRouter, Accepted, Bounced, Closed]
     assert isinstance(out[3], Accepted)
     assert isinstance(out[3].content, Inline)
     assert b"Status: 5.4.7" in out[3].content.data

@@ -1,6 +1,6 @@
 """Stateful property test of one shard: live equals replay, no recipient is lost, limits hold, every message closes.
 
-It fails, for example, without `_uncount` in `apply` or without a `Settled` in `decide`.
+It fails, for example, without `_uncount` in `apply` or without a `QueueTombstone` in `decide`.
 """
 
 from __future__ import annotations

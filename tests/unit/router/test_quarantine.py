@@ -18,8 +18,8 @@ from mail.record import (
     Dispatched,
     Event,
     QueueEntry,
+    QueueTombstone,
     Record,
-    Settled,
     WaitCause,
     Waiting,
 )
@@ -158,7 +158,7 @@ async def test_bug_in_metrics_or_logging_does_not_repeat_the_batch(monkeypatch: 
 def test_quarantined_report_without_content_is_settled_or_held() -> None:
     simulator = RouterSimulator(policy=policy(relay=SMART), snapshot=snapshot())
     first, second = simulator.decide(accepted("a@far.test")), simulator.decide(accepted("b@far.test"))
-    for out, outcome, wanted in ((first, delivered, Settled), (second, deferred, QueueEntry)):
+    for out, outcome, wanted in ((first, delivered, QueueTombstone), (second, deferred, QueueEntry)):
         (request,) = of_kind(Dispatched, out)
         outcomes = tuple(map(outcome, request.delivery.message.envelope.recipients))
         trigger = Attempted(request.delivery.id, 1, outcomes, START, timedelta(0))

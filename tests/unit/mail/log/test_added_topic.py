@@ -18,7 +18,7 @@ from mail.log.kafka.create_topics import create_missing
 from mail.log.kafka.topics import TopicState, problems, shard_counts_of, topic_config
 from mail.log.memory import MemoryLog
 from mail.log.topics import ALL_TOPICS
-from mail.record import QueueEntry, Settled
+from mail.record import QueueEntry, QueueTombstone
 from mail.settings import LogSettings
 from tests.support.added_topic import USAGE, add_topic
 from tests.support.builders.records import queue_entry
@@ -26,7 +26,7 @@ from tests.support.servers.embedded_log import running
 
 SETTINGS = LogSettings(shards=3, delivery_shards=5)
 ON_KAFKA = SETTINGS.model_copy(update={"url": "kafka://k.test:9092", "replication": 1})
-RECORDS = (queue_entry(1), queue_entry(2), queue_entry(2, attempts=1), Settled(queue_entry(1).delivery.id))
+RECORDS = (queue_entry(1), queue_entry(2), queue_entry(2, attempts=1), QueueTombstone(queue_entry(1).delivery.id))
 LAST_OF_EACH_KEY = [queue_entry(2, attempts=1)]
 
 

@@ -22,8 +22,8 @@ from mail.record import (
     Event,
     EventDetail,
     QueueEntry,
+    QueueTombstone,
     Record,
-    Settled,
 )
 from mail.reply import Reply
 from mail.route import ToMx
@@ -62,7 +62,7 @@ KINDS: tuple[type, ...] = (Accepted, Dispatched, Attempted, QueueEntry, Event)
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_every_kind_and_variant_has_a_golden_file(version: int) -> None:
-    shown = {type(record) for record in GOLDEN.values()} | {Settled}
+    shown = {type(record) for record in GOLDEN.values()} | {QueueTombstone}
     assert shown == set(get_args(Record))
     assert {type(e.detail) for e in GOLDEN.values() if isinstance(e, Event)} == set(get_args(EventDetail))
     assert {path.stem for path in FRAMES.glob(f"version-{version}/*.frame")} == set(GOLDEN)
@@ -93,7 +93,7 @@ def test_separately_stored_content_is_part_of_the_decoded_record(version: int, n
 
 
 def test_settled_is_a_tombstone() -> None:
-    assert encode(Settled(attempted().delivery_id)) is None
+    assert encode(QueueTombstone(attempted().delivery_id)) is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -81,7 +81,7 @@ async def test_session_in_a_command_is_aborted_after_the_drain_time(mailboxes: M
         assert b"\r\n.\r\n" not in await asyncio.wait_for(reader.read(), 10)
         writer.close()
     (line,) = [line for line in lines if line["event"] == "drain timed out"]
-    assert (line["role"], line["sessions_aborted"]) == ("mailstore.pop3", 1)
+    assert (line["role"], line["listener"], line["sessions_aborted"]) == ("mailstore", "pop3", 1)
 
 
 async def test_interrupted_message_has_no_final_dot(mailboxes: MemoryMailboxes) -> None:
