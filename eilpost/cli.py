@@ -297,15 +297,17 @@ def queue(
     """Show queued deliveries: age, attempts, last reply."""
     from eilpost import configuration, json_output, queue_view, wiring
     from eilpost.output import Output
+    from mail.log.queue_summary import QueueSummary
 
     async def show(log: HistoryLog) -> None:
-        view = await queue_view.load(log.queue_entries(), site=site, limit=limit if top is None else 1)
+        summary = QueueSummary(site=site, limit=limit if top is None else 1)
+        await log.summarize_queue(summary)
         if json and top is not None:
-            print_json([queue_view.totals_json(*row) for row in view.top(top)])
+            print_json([queue_view.totals_json(*row) for row in summary.top(top)])
         elif json:
-            print_json([json_output.queue_entry_json(entry, now()) for entry in view.oldest])
+            print_json([json_output.queue_entry_json(entry, now()) for entry in summary.oldest])
         else:
-            queue_view.write(view, await log.backlog(), Output(), now(), top)
+            queue_view.write(summary, await log.backlog(), Output(), now(), top)
         if location := wiring.offline_location(log):
             source = f"configuration file: {configuration.find(config) or 'none'}"
             print_message(

@@ -73,19 +73,6 @@ def format_route(route: Route) -> str:
             assert_never(route)
 
 
-def format_site(route: Route) -> str:
-    """A short name of the site, for summaries."""
-    match route:
-        case ToMailbox():
-            return "mailbox"
-        case ToMx(domain, hosts):
-            return hosts[0][1] if hosts else domain
-        case ToRelay() | Unresolved():
-            return route.site
-        case _:
-            assert_never(route)
-
-
 def delivery_suffix(delivery: str) -> str:
     return delivery[26:]
 

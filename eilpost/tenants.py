@@ -15,6 +15,7 @@ from mail.log import Backlog, HistoryLog, LogUnusable
 if TYPE_CHECKING:
     from mail.directory import Snapshot
     from mail.log.kafka.history import KafkaHistory
+    from mail.log.queue_summary import QueueSummary
     from mail.message import QueueId
     from mail.record import Accepted, Event, QueueEntry
 
@@ -77,6 +78,12 @@ class CombinedHistory:
         for tenant in self._tenants:
             async for entry in _readable(tenant.queue_entries(queue_id)):
                 yield entry
+
+    async def summarize_queue(self, summary: QueueSummary) -> None:
+        await self._shared.summarize_queue(summary)
+        for tenant in self._tenants:
+            with suppress(LogUnusable):
+                await tenant.summarize_queue(summary)
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
         inputs = await self._shared.unrouted_messages(queue_id)

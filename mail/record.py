@@ -58,12 +58,13 @@ class Waiting(FrameStruct, frozen=True, tag="waiting"):
     reason: str  # for operators: the last reply, "DNS lookup of example.test MX timed out", ...
 
 
-STATES = ("active", *(cause.value for cause in WaitCause))
+ACTIVE = "active"
+STATES = (ACTIVE, *(cause.value for cause in WaitCause))
 
 
 def state_name(state: Active | Waiting) -> str:
     """The state of an open delivery in metrics and `eilpost queue`: one of `STATES`."""
-    return "active" if isinstance(state, Active) else state.cause.value
+    return ACTIVE if isinstance(state, Active) else state.cause.value
 
 
 class QueueEntry(FrameStruct, frozen=True, tag="queue_entry"):

@@ -1,7 +1,7 @@
 """Route of a delivery: a local mailbox, a fixed relay, or the MX hosts of a domain. Pure values.
 
 A *site* is the set of hosts that share connections, limits and back-off: two domains with the same MX hosts are one
-site. `partition_key` in `mail/log/topics.py` assigns a delivery to a worker.
+site. `site_name` is its short name, for people. `partition_key` in `mail/log/topics.py` assigns a delivery to a worker.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ class ToMailbox(FrameStruct, frozen=True, tag="mailbox"):
     def site(self) -> str:
         return "mailbox"
 
+    @property
+    def site_name(self) -> str:
+        return self.site
+
 
 MAILBOX_SITE = ToMailbox("").site
 
@@ -43,6 +47,10 @@ class ToRelay(FrameStruct, frozen=True, tag="relay"):
     def site(self) -> str:
         return f"{self.protocol}://{self.host}:{self.port}"
 
+    @property
+    def site_name(self) -> str:
+        return self.site
+
 
 class ToMx(FrameStruct, frozen=True, tag="mx"):
     """To the MX hosts of `domain` (RFC 5321 section 5.1): `hosts` as (preference, name), best first.
@@ -57,6 +65,10 @@ class ToMx(FrameStruct, frozen=True, tag="mx"):
     @property
     def site(self) -> str:
         return _mx_site(self.hosts)
+
+    @property
+    def site_name(self) -> str:
+        return self.hosts[0][1] if self.hosts else self.domain
 
 
 @lru_cache(maxsize=10_000)  # used several times per delivery
@@ -75,6 +87,10 @@ class Unresolved(FrameStruct, frozen=True, tag="unresolved"):
     @property
     def site(self) -> str:
         return f"unresolved:{self.domain}"
+
+    @property
+    def site_name(self) -> str:
+        return self.site
 
 
 Route = ToMailbox | ToRelay | ToMx | Unresolved

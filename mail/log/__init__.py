@@ -12,12 +12,15 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from mail.log.topics import Place as Place
 from mail.log.topics import ShardCounts
 from mail.message import QueueId
 from mail.record import Accepted, Attempted, Dispatched, Event, QueueEntry, Record
+
+if TYPE_CHECKING:
+    from mail.log.queue_summary import QueueSummary
 
 
 class LogUnavailable(Exception):
@@ -215,6 +218,10 @@ class HistoryLog(Protocol):
 
     def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
         """The queue entries of all shards, or of one message (reading only its own records where possible)."""
+        ...
+
+    async def summarize_queue(self, summary: QueueSummary) -> None:
+        """Add the queue entries of all shards. Raises LogUnavailable, LogUnusable."""
         ...
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:

@@ -26,7 +26,7 @@ _PREFIX = Struct(">2sBxIII")  # magic, version, header length, content length, C
 _PREFIX_BYTES = _PREFIX.size
 _EMPTY = Inline(b"")  # stands in the header for content that follows it
 
-_UNREADABLE = (msgspec.DecodeError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+UNREADABLE = (msgspec.DecodeError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _FramedRecord = Accepted | Dispatched | Attempted | QueueEntry | Event
 _ENCODER = msgspec.json.Encoder(order="deterministic")
 _DECODERS: dict[type[_FramedRecord], msgspec.json.Decoder[Any]] = {
@@ -59,10 +59,8 @@ def encode(record: Record, *, without_content: bool = False) -> bytes | None:
     return b"".join((_PREFIX.pack(MAGIC, VERSION, len(header), len(content), checksum), header, content))
 
 
-def decode(frame: bytes, kind: type[R], separate_content: bytes | None = None) -> R:
-    """The record of a frame, with content that was stored separately. Raises only FrameError, also for a record of
-    another kind.
-    """
+def open_frame(frame: bytes) -> tuple[int, bytes, bytes]:
+    """Version, header and content of a frame, after the checks of its prefix and checksum. Raises FrameError."""
     try:
         magic, version, header_bytes, content_bytes, checksum = _PREFIX.unpack_from(frame)
     except (error, TypeError):  # SQLite may give text for a damaged row
@@ -81,6 +79,19 @@ def decode(frame: bytes, kind: type[R], separate_content: bytes | None = None) -
     content = frame[content_start:]
     if zlib.crc32(content, zlib.crc32(header)) != checksum:
         raise FrameError("it is damaged (checksum)")
+    return version, header, content
+
+
+def header_error(reason: Exception) -> FrameError:
+    """The error for a header that raised one of UNREADABLE."""
+    return FrameError(f"its header cannot be read ({type(reason).__name__}: {reason})")
+
+
+def decode(frame: bytes, kind: type[R], separate_content: bytes | None = None) -> R:
+    """The record of a frame, with content that was stored separately. Raises only FrameError, also for a record of
+    another kind.
+    """
+    version, header, content = open_frame(frame)
     if separate_content is not None:
         content = separate_content
     record: Any
@@ -89,8 +100,8 @@ def decode(frame: bytes, kind: type[R], separate_content: bytes | None = None) -
             record = _DECODERS[kind].decode(header)
         else:
             record = msgspec.convert(frame_version_1.upgrade(msgspec.json.decode(header)), kind)
-    except _UNREADABLE as reason:
-        raise FrameError(f"its header cannot be read ({type(reason).__name__}: {reason})") from reason
+    except UNREADABLE as reason:
+        raise header_error(reason) from reason
     if kind is Attempted:
         record = replace(record, headers=content) if content else record
     elif kind is not Event and isinstance(record.content, Inline):

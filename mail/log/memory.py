@@ -31,6 +31,7 @@ from mail.log import (
 )
 from mail.log.codec import FrameError, decode, encode
 from mail.log.ownership import ExclusiveOwnership
+from mail.log.queue_summary import QueueSummary
 from mail.log.topics import ACCEPTED, ATTEMPTED, CONSUMED_TOPICS, DISPATCHED, EVENTS, QUEUE, ShardCounts, Topic, place
 from mail.message import QueueId
 from mail.record import Accepted, Attempted, Dispatched, Event, QueueEntry, Record, received_time
@@ -170,6 +171,14 @@ class MemoryLog:
                 if queue_id is None or entry.delivery.message.queue_id == queue_id:
                     yield entry
 
+    async def summarize_queue(self, summary: QueueSummary) -> None:
+        for shard in range(self.counts.by_queue_id):
+            for key, frame in self._compacted[QUEUE.name, shard].items():
+                try:
+                    summary.add(frame)
+                except FrameError as reason:
+                    raise _unreadable(QUEUE, shard, f"key {key}", reason) from None
+
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
         records = [
             _decode(frame, ACCEPTED, partition.shard, f"offset {offset}")
@@ -308,4 +317,8 @@ def _decode(frame: bytes, topic: Topic, shard: int, position: str) -> Any:
     try:
         return decode(frame, topic.record)
     except FrameError as reason:
-        raise LogUnusable(f"in-memory log: {topic.name}, shard {shard}, {position}: {reason}") from None
+        raise _unreadable(topic, shard, position, reason) from None
+
+
+def _unreadable(topic: Topic, shard: int, position: str, reason: FrameError) -> LogUnusable:
+    return LogUnusable(f"in-memory log: {topic.name}, shard {shard}, {position}: {reason}")

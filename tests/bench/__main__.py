@@ -4,6 +4,7 @@
     python -m tests.bench --quick         about a minute; prints, writes nothing
     python -m tests.bench kafka           eilpost on a real Kafka against Postfix (part of the full run)
     python -m tests.bench start           from the start of `make run` to its first 250 (part of the full run)
+    python -m tests.bench queue           `eilpost queue` over 100,000 deliveries (part of the full run)
     python -m tests.bench profile         CPU time of a message by package and by function
 
 Load stays on loopback and ends by itself.
@@ -15,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.bench import kafka, latency, profile, report, start
+from tests.bench import kafka, latency, profile, queue_view, report, start
 from tests.bench.load import CountingSink, LoadFailed, Round, Scenario, drive
 from tests.bench.servers import EilpostServer, PostfixServer, Server
 from tests.support.servers import kafka as kafka_part
@@ -62,7 +63,7 @@ def compare(quick: bool, rounds: int, size_kb: int | None, *, only_eilpost: bool
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "what", nargs="?", choices=["compare", "profile", "latency", "start", "kafka"], default="compare"
+        "what", nargs="?", choices=["compare", "profile", "latency", "start", "queue", "kafka"], default="compare"
     )
     parser.add_argument("--quick", action="store_true", help="small loads, three rounds, no report")
     parser.add_argument("--rounds", type=int, default=0)
@@ -73,7 +74,7 @@ def main() -> int:
     if options.what == "profile":
         return profile.run(messages=3000, size_bytes=(options.size or 10) * 1000, reused=not options.new)
     why = postfix.why_missing()
-    if why is not None and not options.eilpost and options.what != "start":
+    if why is not None and not options.eilpost and options.what not in ("start", "queue"):
         print(f"bench: {why}; smtp-source and smtp-sink come with it too", file=sys.stderr)
         return 2
     no_kafka = kafka_part.why_no_cluster()
@@ -88,6 +89,10 @@ def main() -> int:
             for taken in start.measure(options.rounds or 5):
                 print(start.one_line(taken))
             return 0
+        if options.what == "queue":
+            for view in queue_view.measure(options.rounds or 5):
+                print(queue_view.one_line(view))
+            return 0
         if options.what == "latency":
             for line in latency.measure(quick=options.quick):
                 print(latency.one_line(line))
@@ -97,7 +102,7 @@ def main() -> int:
         print(report.table(results))
         if not options.quick and not options.eilpost and options.size is None:
             delays = latency.measure(quick=False)
-            report.write(DOCS, results, delays, start.measure())
+            report.write(DOCS, results, delays, start.measure(), queue_view.measure())
             if no_kafka is None:
                 kafka.run(DOCS, quick=False)
             else:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from tests.bench import latency, machine, start
+from tests.bench import latency, machine, queue_view, start
 from tests.bench.latency import Delays
 from tests.bench.load import SESSIONS, Round, Scenario
+from tests.bench.queue_view import View
 from tests.bench.start import Start
 
 Results = dict[Scenario, list[Round]]
@@ -71,13 +72,15 @@ def table(results: Mapping[Scenario, Sequence[Round]]) -> str:
     return "\n".join(rows)
 
 
-def write(docs: Path, results: Results, delays: Sequence[Delays], starts: Sequence[Start]) -> None:
+def write(
+    docs: Path, results: Results, delays: Sequence[Delays], starts: Sequence[Start], views: Sequence[View]
+) -> None:
     """Write the part of the embedded log and docs/reports/performance.png."""
     plot(docs / "reports" / "performance.png", results)
-    write_part(docs, EMBEDDED, _text(results, delays, starts))
+    write_part(docs, EMBEDDED, _text(results, delays, starts, views))
 
 
-def _text(results: Results, delays: Sequence[Delays], starts: Sequence[Start]) -> str:
+def _text(results: Results, delays: Sequence[Delays], starts: Sequence[Start], views: Sequence[View]) -> str:
     rounds = max(len(lines) for lines in results.values()) // 2
     others = max(line.other_cpu_share for lines in results.values() for line in lines)
     care = "" if others < 0.15 else " **The machine was not quiet: take these figures with care.**"
@@ -90,6 +93,7 @@ def _text(results: Results, delays: Sequence[Delays], starts: Sequence[Start]) -
         for line in delays
     )
     first = "".join(f"* {start.one_line(each)}\n" for each in starts)
+    queue = "".join(f"* {queue_view.one_line(view)}\n" for view in views)
     return f"""\
 ## One process, embedded log
 
@@ -111,6 +115,9 @@ system time of the server's processes; memory is the highest sum of their propor
 ### From the start to the first `250`
 
 {first}
+### A long queue
+
+{queue}
 ### How it was measured
 
 * Both servers ran at the same time on the same disk and were loaded in turn, never together; load generator and

@@ -50,7 +50,7 @@ class EmbeddedLog(HistoryReader):
             self._path, counts, settings, on_appended=self._readers.on_appended, on_reopened=self._readers.on_reopened
         )
         self.location = self.writer.location
-        self._query_server = QueryServer(self._path, self.frames)
+        self._query_server = QueryServer(self._path, self.pages)
         self._lock: DirectoryLock | None = None
         self._router_ownership = ExclusiveOwnership("router")
         self._delivery_ownership = ExclusiveOwnership("delivery")
@@ -153,7 +153,7 @@ class EmbeddedLog(HistoryReader):
 
     # --- HistoryLog
 
-    def frames(self, query: Query) -> AsyncIterator[bytes]:
+    def pages(self, query: Query) -> AsyncIterator[Sequence[bytes]]:
         return read_pages(lambda cursor: self.writer.query(partial(read_page, query=query, cursor=cursor)))
 
     async def backlog(self) -> Backlog:

@@ -17,11 +17,13 @@ from mail.log import Backlog
 from mail.log.codec import FrameError, decode, encode
 from mail.log.embedded.commit import offset_of, shard_base_id
 from mail.log.embedded.store import EntryRow, Store, unreadable
+from mail.log.queue_summary import QueueSummary
 from mail.log.topics import ACCEPTED, EVENTS, QUEUE, Topic, shard_of_message
 from mail.message import QueueId, delivery_prefix
 from mail.record import Accepted, Event, QueueEntry
 
 _PAGE_ROWS = 500
+_QUEUE_PAGE_ROWS = 2000  # a page waits for the commits before it
 
 
 class QueryKind(StrEnum):
@@ -56,9 +58,9 @@ def read_page(store: Store, query: Query, cursor: int | str | None) -> Page:
             key = cast("str", cursor or "")
             if queue_id:
                 shard = shard_of_message(queue_id, store.counts)
-                rows = store.compacted(QUEUE, shard, key, _PAGE_ROWS, delivery_prefix(queue_id))
+                rows = store.compacted(QUEUE, shard, key, _QUEUE_PAGE_ROWS, delivery_prefix(queue_id))
             else:
-                rows = store.all_queue_entries(key, _PAGE_ROWS)
+                rows = store.all_queue_entries(key, _QUEUE_PAGE_ROWS)
             return Page([frame for _, frame in rows], rows[-1][0] if rows else None)
         case QueryKind.UNROUTED:
             shard = shard_of_message(queue_id, store.counts)
@@ -83,12 +85,11 @@ def _whole_frame(store: Store, row: EntryRow) -> bytes:
     return frame
 
 
-async def read_pages(read: Callable[[int | str | None], Awaitable[Page]]) -> AsyncGenerator[bytes, None]:
+async def read_pages(read: Callable[[int | str | None], Awaitable[Page]]) -> AsyncGenerator[Sequence[bytes], None]:
     """The frames of all pages; `read` returns the page after a cursor."""
     page = await read(None)
     while True:
-        for frame in page.frames:
-            yield frame
+        yield page.frames
         if page.cursor is None:
             return
         page = await read(page.cursor)
@@ -99,27 +100,41 @@ class HistoryReader:
 
     location: str  # of the log, in error texts
 
-    def frames(self, query: Query) -> AsyncIterator[bytes]:
+    def pages(self, query: Query) -> AsyncIterator[Sequence[bytes]]:
+        """The frames of the answer, some at a time."""
         raise NotImplementedError
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
-        async for frame in self.frames(Query(QueryKind.HISTORY, queue_id)):
+        async for frame in self._frames(Query(QueryKind.HISTORY, queue_id)):
             yield self._decode(frame, EVENTS, f"key {queue_id}")
 
     async def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
-        async for frame in self.frames(Query(QueryKind.QUEUE, queue_id or "")):
+        async for frame in self._frames(Query(QueryKind.QUEUE, queue_id or "")):
             yield self._decode(frame, QUEUE, "a queue entry")
+
+    async def summarize_queue(self, summary: QueueSummary) -> None:
+        try:
+            async for frames in self.pages(Query(QueryKind.QUEUE)):
+                for frame in frames:
+                    summary.add(frame)
+        except FrameError as reason:
+            raise unreadable(self.location, f"{QUEUE.name}, a queue entry", reason) from None
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
         records = [
             self._decode(frame, ACCEPTED, f"key {queue_id}")
-            async for frame in self.frames(Query(QueryKind.UNROUTED, queue_id))
+            async for frame in self._frames(Query(QueryKind.UNROUTED, queue_id))
         ]
         return [record for record in records if record.message.queue_id == queue_id]
 
     async def backlog(self) -> Backlog:
-        (counts,) = [frame async for frame in self.frames(Query(QueryKind.BACKLOG))]
+        (counts,) = [frame async for frame in self._frames(Query(QueryKind.BACKLOG))]
         return Backlog(*orjson.loads(counts))
+
+    async def _frames(self, query: Query) -> AsyncIterator[bytes]:
+        async for frames in self.pages(query):
+            for frame in frames:
+                yield frame
 
     def _decode(self, frame: bytes, topic: Topic, position: str) -> Any:
         try:

@@ -12,7 +12,7 @@ import asyncio
 import os
 import socket
 import sqlite3
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,8 @@ _ERROR = 1 << 31
 _CLIENTS_MAX = 8
 _QUERY_BYTES_MAX = 1024
 _TIMEOUT_SECONDS = 30.0
+_READ_BYTES = 1 << 20
+_NO_ANSWER = "the eilpost process of this log ended or does not respond: try again"
 _NAME_BYTES_MAX = 100  # sun_path has 104 bytes on macOS, 108 on Linux
 
 
@@ -57,11 +59,11 @@ def socket_path(database: Path) -> Path:
 
 
 class QueryServer:
-    """Serves queries from `frames`, which reads the running log."""
+    """Serves queries from `pages`, which reads the running log."""
 
-    def __init__(self, database: Path, frames: Callable[[Query], AsyncIterator[bytes]]) -> None:
+    def __init__(self, database: Path, pages: Callable[[Query], AsyncIterator[Sequence[bytes]]]) -> None:
         self._path = socket_path(database)
-        self._frames = frames
+        self._pages = pages
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
 
@@ -121,9 +123,8 @@ class QueryServer:
             return
         query = Query(QueryKind(str(request.get("kind"))), str(request.get("queue_id", "")))
         try:
-            async for frame in self._frames(query):
-                writer.write(_LENGTH.pack(len(frame)))
-                writer.write(frame)
+            async for frames in self._pages(query):
+                writer.write(b"".join(part for frame in frames for part in (_LENGTH.pack(len(frame)), frame)))
                 await asyncio.wait_for(writer.drain(), _TIMEOUT_SECONDS)
         except (LogUnavailable, LogUnusable) as error:
             _write_error(writer, str(error))
@@ -151,15 +152,15 @@ class EmbeddedHistory(HistoryReader):
             connection[1].close()
         return connection is not None
 
-    async def frames(self, query: Query) -> AsyncIterator[bytes]:
+    async def pages(self, query: Query) -> AsyncIterator[Sequence[bytes]]:
         if not await asyncio.to_thread(self._path.exists):
             raise LogUnusable(f"there is no log at {self._path}: start eilpost first, or correct log.url")
         source = await self._open_source()
         async with aclosing(source(query)) as answer:
-            async for frame in answer:
-                yield frame
+            async for frames in answer:
+                yield frames
 
-    async def _open_source(self) -> Callable[[Query], AsyncGenerator[bytes, None]]:
+    async def _open_source(self) -> Callable[[Query], AsyncGenerator[Sequence[bytes], None]]:
         for attempt in range(20):
             connection = await self._connect()
             self.is_offline = connection is None
@@ -178,7 +179,7 @@ class EmbeddedHistory(HistoryReader):
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         try:
             with _address(socket_path(self._path)) as name:
-                return await asyncio.open_unix_connection(name)
+                return await asyncio.open_unix_connection(name, limit=_READ_BYTES)
         except PermissionError:
             raise LogUnusable(
                 f"{socket_path(self._path)} belongs to another user: run this command as the user of eilpost"
@@ -186,13 +187,13 @@ class EmbeddedHistory(HistoryReader):
         except OSError:
             return None
 
-    async def _query_database(self, lock: DirectoryLock, query: Query) -> AsyncGenerator[bytes, None]:
+    async def _query_database(self, lock: DirectoryLock, query: Query) -> AsyncGenerator[Sequence[bytes], None]:
         """Read the database directly, under the lock."""
         try:
             store = await asyncio.to_thread(Store, self._path, None)
             try:
-                async for frame in read_pages(lambda cursor: asyncio.to_thread(read_page, store, query, cursor)):
-                    yield frame
+                async for frames in read_pages(lambda cursor: asyncio.to_thread(read_page, store, query, cursor)):
+                    yield frames
             finally:
                 store.close()
         except (sqlite3.Error, OSError) as error:
@@ -203,19 +204,44 @@ class EmbeddedHistory(HistoryReader):
 
 async def _query_process(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, query: Query
-) -> AsyncGenerator[bytes, None]:
+) -> AsyncGenerator[Sequence[bytes], None]:
     """Query the process that runs the log."""
+    unread = bytearray()
     try:
         writer.write(orjson.dumps({"kind": query.kind.value, "queue_id": query.queue_id}) + b"\n")
         while True:
-            (length,) = _LENGTH.unpack(await asyncio.wait_for(reader.readexactly(_LENGTH.size), _TIMEOUT_SECONDS))
-            if length == 0:
+            data = await asyncio.wait_for(reader.read(_READ_BYTES), _TIMEOUT_SECONDS)
+            if not data:
+                raise LogUnusable(_NO_ANSWER)
+            unread += data
+            frames, is_last = _take_frames(unread)
+            yield frames
+            if is_last:
                 return
-            data = await asyncio.wait_for(reader.readexactly(length & ~_ERROR), _TIMEOUT_SECONDS)
-            if length & _ERROR:
-                raise LogUnusable(data.decode("utf-8", "replace"))
-            yield data
-    except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
-        raise LogUnusable("the eilpost process of this log ended or does not respond: try again") from error
+    except (OSError, TimeoutError) as error:
+        raise LogUnusable(_NO_ANSWER) from error
     finally:
         writer.close()
+
+
+def _take_frames(unread: bytearray) -> tuple[Sequence[bytes], bool]:
+    """Remove the complete frames from `unread`; also returns whether the answer ends after them. Raises LogUnusable
+    with the text of an error.
+    """
+    frames: list[bytes] = []
+    position = 0
+    while position + _LENGTH.size <= len(unread):
+        (length,) = _LENGTH.unpack_from(unread, position)
+        if length == 0:
+            return frames, True
+        start = position + _LENGTH.size
+        end = start + (length & ~_ERROR)
+        if end > len(unread):
+            break
+        frame = bytes(unread[start:end])
+        if length & _ERROR:
+            raise LogUnusable(frame.decode("utf-8", "replace"))
+        frames.append(frame)
+        position = end
+    del unread[:position]
+    return frames, False

@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition, errors
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from mail.log.kafka.access import CLIENT_ERRORS, Access, unavailable
-from mail.log.kafka.aiokafka_compat.clients import fetch_offsets, stop_or_abort
+from mail.log.kafka.aiokafka_compat.clients import fetch_offsets, load_topics, stop_or_abort
 from mail.log.kafka.committed_offset import CommittedOffset
 from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.kafka.topics import TopicState, count_live_brokers, find_topics
@@ -68,15 +68,17 @@ class ClusterInfo:
 
     async def end_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
         """End offsets, after the last committed record."""
-        return await self._call_consumer(lambda consumer: consumer.end_offsets(list(partitions)))
+        partitions = list(partitions)
+        return await self._call_consumer(partitions, lambda consumer: consumer.end_offsets(partitions))
 
     async def beginning_offsets(self, partitions: Iterable[TopicPartition]) -> Mapping[TopicPartition, int]:
         """First existing offsets."""
-        return await self._call_consumer(lambda consumer: consumer.beginning_offsets(list(partitions)))
+        partitions = list(partitions)
+        return await self._call_consumer(partitions, lambda consumer: consumer.beginning_offsets(partitions))
 
     async def offset_for_time(self, tp: TopicPartition, milliseconds: int) -> int | None:
         """First offset with this time (milliseconds since 1970) or later; None when there is none."""
-        offsets = await self._call_consumer(lambda consumer: consumer.offsets_for_times({tp: milliseconds}))
+        offsets = await self._call_consumer([tp], lambda consumer: consumer.offsets_for_times({tp: milliseconds}))
         return None if offsets.get(tp) is None else int(offsets[tp].offset)
 
     async def topics(self, access: Access | None = None, *, with_config: bool = True) -> dict[Topic, TopicState]:
@@ -115,11 +117,17 @@ class ClusterInfo:
                 self._admin = await self._start_client(self._access.admin())
             return await self._with_timeout(_call_with_retry(request, self._admin), operation, name)
 
-    async def _call_consumer(self, request: Callable[[AIOKafkaConsumer], Awaitable[T]]) -> T:
+    async def _call_consumer(
+        self, partitions: Sequence[TopicPartition], request: Callable[[AIOKafkaConsumer], Awaitable[T]]
+    ) -> T:
+        async def call(consumer: AIOKafkaConsumer) -> T:
+            await load_topics(consumer, {tp.topic for tp in partitions})
+            return await request(consumer)
+
         async with self._lock:
             if self._consumer is None:
                 self._consumer = await self._start_client(self._access.consumer(isolation_level="read_committed"))
-            return await self._with_timeout(request(self._consumer))
+            return await self._with_timeout(call(self._consumer))
 
     async def _start_client(self, client: C) -> C:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 from aiokafka import ConsumerRecord, TopicPartition
@@ -32,7 +34,11 @@ def decode_queue_entry(access: Access, tp: TopicPartition, key: bytes, frame: by
     try:
         return decode(frame, QueueEntry)
     except FrameError as reason:
-        raise _unreadable_error(access, tp.topic, tp.partition, f"key {key.decode(errors='replace')}", reason) from None
+        raise unreadable_queue_entry(access, tp, key, reason) from None
+
+
+def unreadable_queue_entry(access: Access, tp: TopicPartition, key: bytes, reason: FrameError) -> LogUnusable:
+    return _unreadable_error(access, tp.topic, tp.partition, f"key {key.decode(errors='replace')}", reason)
 
 
 def _unreadable_error(access: Access, topic: str, shard: int, position: str, reason: FrameError) -> LogUnusable:
@@ -43,20 +49,30 @@ def _unreadable_error(access: Access, topic: str, shard: int, position: str, rea
     )
 
 
-async def read_compacted(access: Access, tp: TopicPartition, key_prefix: bytes = b"") -> dict[bytes, bytes]:
+async def read_compacted(access: Access, tp: TopicPartition, key_prefix: bytes = b"") -> Mapping[bytes, bytes]:
     """The last value of each key that begins with `key_prefix`, without tombstones. Raises LogUnavailable."""
-    values: dict[bytes, bytes] = {}
-    reader = PartitionReader(access, [tp])
+    (values,) = [values async for _, values in read_compacted_partitions(access, [tp], key_prefix)]
+    return values
+
+
+async def read_compacted_partitions(
+    access: Access, partitions: Sequence[TopicPartition], key_prefix: bytes = b""
+) -> AsyncIterator[tuple[TopicPartition, Mapping[bytes, bytes]]]:
+    """As `read_compacted`, of one partition after the other, while the next ones are fetched."""
+    reader = PartitionReader(access, partitions, fetch_wait=timedelta(milliseconds=10))
     try:
-        await reader.open({tp: None})
-        async for record in reader.read_to_end(TIMEOUTS.read_seconds):
-            key = record.key or b""
-            if not key.startswith(key_prefix):
-                continue
-            if record.value is None:
-                values.pop(key, None)
-            else:
-                values[key] = record.value
+        await reader.open(dict.fromkeys(partitions))
+        for tp in partitions:
+            values: dict[bytes, bytes] = {}
+            async for records in reader.read_to_end(TIMEOUTS.read_seconds, [tp]):
+                for record in records:
+                    key = record.key or b""
+                    if not key.startswith(key_prefix):
+                        continue
+                    if record.value is None:
+                        values.pop(key, None)
+                    else:
+                        values[key] = record.value
+            yield tp, values
     finally:
         await reader.close()
-    return values

@@ -15,14 +15,22 @@ from typing import cast
 from aiokafka import ConsumerRecord, TopicPartition
 
 from mail.log import Backlog, LogUnavailable, LogUnusable
+from mail.log.codec import FrameError
 from mail.log.kafka.access import Access, make_access
 from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.committed_offset import CommittedOffset, OffsetMetadataError, OffsetTracker
-from mail.log.kafka.decode import decode_queue_entry, decode_record, read_compacted
+from mail.log.kafka.decode import (
+    decode_queue_entry,
+    decode_record,
+    read_compacted,
+    read_compacted_partitions,
+    unreadable_queue_entry,
+)
 from mail.log.kafka.diagnose import explain_failure, require_broker
 from mail.log.kafka.partition_reader import PartitionReader
 from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.kafka.topics import shard_counts_of
+from mail.log.queue_summary import QueueSummary
 from mail.log.topics import ACCEPTED, CONSUMED_BY, CONSUMED_TOPICS, EVENTS, QUEUE, ShardCounts, Topic, shard_of_message
 from mail.message import QueueId, queue_id_time
 from mail.record import Accepted, Event, QueueEntry, received_time
@@ -67,6 +75,14 @@ class KafkaHistoryReader:
         prefix = b"" if queue_id is None else queue_id.encode()
         for key, frame in (await read_compacted(self._access, tp, prefix)).items():
             yield decode_queue_entry(self._access, tp, key, frame)
+
+    async def summarize_queue(self, summary: QueueSummary) -> None:
+        async for tp, frames in read_compacted_partitions(self._access, self._partitions(QUEUE)):
+            for key, frame in frames.items():
+                try:
+                    summary.add(frame)
+                except FrameError as reason:
+                    raise unreadable_queue_entry(self._access, tp, key, reason) from None
 
     async def oldest_unconsumed(self) -> datetime | None:
         records = [decode_record(self._access, record) for record in await self.first_unconsumed()]
@@ -132,9 +148,10 @@ class KafkaHistoryReader:
         reader = PartitionReader(self._access, [tp])
         try:
             await reader.open({tp: start})
-            async for record in reader.read_to_end(TIMEOUTS.query_seconds):
-                if record.key == key and record.value is not None:
-                    yield record
+            async for records in reader.read_to_end(TIMEOUTS.query_seconds):
+                for record in records:
+                    if record.key == key and record.value is not None:
+                        yield record
         finally:
             await reader.close()
 
@@ -167,6 +184,10 @@ class HistoryQueries:
         async with self.history_reader() as reader:
             async for entry in reader.queue_entries(queue_id):
                 yield entry
+
+    async def summarize_queue(self, summary: QueueSummary) -> None:
+        async with self.history_reader() as reader:
+            await reader.summarize_queue(summary)
 
     async def oldest_unconsumed(self) -> datetime | None:
         async with self.history_reader() as reader:

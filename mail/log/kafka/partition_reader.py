@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import timedelta
 
 import structlog
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -21,6 +22,7 @@ from mail.log.kafka.timeouts import TIMEOUTS
 logger = structlog.get_logger()
 
 FETCH_BYTES = 1 << 20  # prefetched per partition
+FETCH_WAIT = timedelta(milliseconds=500)
 _TRUNCATION_CHECKS = 4  # of a committed offset above the end offset, each with a new client
 _READ_LIMIT = 2000
 
@@ -32,8 +34,14 @@ class TopicRecreated(LogUnavailable):
 class PartitionReader:
     """The read position in some partitions. One task reads at a time."""
 
-    def __init__(self, access: Access, partitions: Sequence[TopicPartition]) -> None:
+    def __init__(
+        self, access: Access, partitions: Sequence[TopicPartition], *, fetch_wait: timedelta = FETCH_WAIT
+    ) -> None:
+        """`fetch_wait`: how long a broker holds a fetch of partitions that are at their end. aiokafka sends it the next
+        one, also for other partitions, only after that.
+        """
         self._access = access
+        self._fetch_wait = fetch_wait
         self._partitions = tuple(partitions)
         self._consumer: AIOKafkaConsumer | None = None
         self._positions: dict[TopicPartition, int] = {}
@@ -57,6 +65,7 @@ class PartitionReader:
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_partition_fetch_bytes=FETCH_BYTES,
+            fetch_max_wait_ms=self._fetch_wait // timedelta(milliseconds=1),
             check_crcs=False,  # frames have their own checksum
         )
         try:
@@ -134,7 +143,10 @@ class PartitionReader:
     @property
     def is_behind(self) -> bool:
         """Whether records that existed at `open` have not been read yet."""
-        return any(self._positions[tp] < end for tp, end in self.end_offsets_at_open.items())
+        return self._is_behind(self._partitions)
+
+    def _is_behind(self, partitions: Sequence[TopicPartition]) -> bool:
+        return any(self._positions[tp] < self.end_offsets_at_open[tp] for tp in partitions)
 
     async def read(
         self, limit: int, wait_seconds: float, partitions: Sequence[TopicPartition] = ()
@@ -172,21 +184,22 @@ class PartitionReader:
         self._last_read_at |= dict.fromkeys(batches, loop.time())
         return [record for records in batches.values() for record in records]
 
-    async def read_to_end(self, timeout_seconds: float) -> AsyncIterator[ConsumerRecord[bytes, bytes]]:
-        """The records that existed at `open`, from the position on. Raises LogUnavailable after `timeout_seconds`
-        without records.
+    async def read_to_end(
+        self, timeout_seconds: float, partitions: Sequence[TopicPartition] = ()
+    ) -> AsyncIterator[Sequence[ConsumerRecord[bytes, bytes]]]:
+        """The records that existed at `open`, some at a time, from the position on, of all partitions or of these.
+        Raises LogUnavailable after `timeout_seconds` without records.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
-        while self.is_behind:
-            records = await self.read(_READ_LIMIT, TIMEOUTS.read_wait_seconds)
+        while self._is_behind(partitions or self._partitions):
+            records = await self.read(_READ_LIMIT, TIMEOUTS.read_wait_seconds, partitions)
             if records:
                 deadline = loop.time() + timeout_seconds
             elif loop.time() > deadline:
                 names = ", ".join(sorted({tp.topic for tp in self._partitions}))
                 raise LogUnavailable(f"{self._access.url}: {names} cannot be read to the end")
-            for record in records:
-                yield record
+            yield records
 
     async def read_until_lost(
         self, lost: asyncio.Event, limit: int, wait_seconds: float

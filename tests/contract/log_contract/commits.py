@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from msgspec.structs import replace
 
 from mail.log import (
     Down,
@@ -13,6 +14,7 @@ from mail.log import (
     ShardLost,
     Usable,
 )
+from mail.log.queue_summary import QueueSummary, Totals
 from mail.log.topics import place
 from mail.record import QueueEntry, QueueTombstone
 from mail.settings import LogSettings
@@ -184,6 +186,21 @@ class CommitTests:
             assert sorted(replayed, key=repr) == sorted((queue_entry(number, part=p) for p in (1, 2, 10)), key=repr)
         assert [record async for record in log.queue_entries(queue_id(99))] == []
         assert len([record async for record in log.queue_entries()]) == 90
+        await log.close()
+
+    async def test_summary_of_the_queue_has_all_its_entries(self, harness: Harness) -> None:
+        log = await harness.make(LogSettings(shards=3))
+        empty = QueueSummary()
+        await log.summarize_queue(empty)
+        assert (empty.total, empty.oldest) == (Totals(), [])
+        entries = [queue_entry(number) for number in range(20)]
+        for entry in [*entries, Settled(delivery(7).id)]:
+            await log.append(entry)
+        del entries[7]
+        summary = QueueSummary()
+        await log.summarize_queue(summary)
+        assert summary.oldest == [replace(entry, content=None) for entry in entries]
+        assert summary.total.deliveries == 19
         await log.close()
 
     async def test_a_long_replay_is_read_in_batches(self, harness: Harness) -> None:

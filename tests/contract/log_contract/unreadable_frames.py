@@ -8,6 +8,7 @@ import pytest
 
 from mail.log import Log, LogUnusable
 from mail.log.codec import encode
+from mail.log.queue_summary import QueueSummary
 from mail.log.topics import ACCEPTED, ALL_TOPICS, ATTEMPTED, DISPATCHED, EVENTS, QUEUE, Topic, place
 from mail.record import Record
 from mail.settings import LogSettings
@@ -80,4 +81,6 @@ class UnreadableFrameTests:
         )
         with pytest.raises(LogUnusable, match=r"queue, .*version is 9"):
             _ = [record async for record in log.queue_entries(None if number is None else queue_id(number))]
+        with pytest.raises(LogUnusable, match=r"queue, .*version is 9"):
+            await log.summarize_queue(QueueSummary())
         await log.close()

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from eilpost import format, tenants
+from eilpost import tenants
 from mail.log import LogUnavailable
+from mail.log.queue_summary import QueueSummary
 from mail.message import QueueId
-from mail.record import Event, QueueEntry
+from mail.record import Event
 from tests.support.builders import records as samples
 from tests.support.clients.commands import Run, commands, one_line
 
@@ -19,9 +20,8 @@ QUEUE_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
 
 class UnavailableHistory:
-    async def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
+    async def summarize_queue(self, summary: QueueSummary) -> None:
         raise LogUnavailable("kafka://127.0.0.1:1: the brokers did not answer in time")
-        yield
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
         raise LogUnavailable("kafka://127.0.0.1:1: the brokers did not answer in time")
@@ -62,7 +62,7 @@ def test_queue_and_trace_read_a_log_without_a_server(run: Run, log: Path) -> Non
     assert f"no server is running on the log at {log} (configuration file: eilpost.toml): " in one_line(err)
     [line] = json.loads(run("queue", "--json")[1])
     assert (line["attempts"], line["state"], line["sender"]) == (1, "deferred", str(samples.BOB))
-    site = format.format_site(samples.delivery(1).route)
+    site = samples.delivery(1).route.site_name
     [row] = json.loads(run("queue", "--top", "3", "--json")[1])
     assert (row["site"], row["state"], row["recipients"]) == (site, "deferred", 1)
     out = run("queue", "--top", "3")[1]

@@ -18,6 +18,8 @@ from eilpost.timeline import State, build_timeline, lines_from, lines_of_event, 
 from mail.address import Address
 from mail.envelope import Recipient
 from mail.log import Backlog
+from mail.log.codec import encode
+from mail.log.queue_summary import QueueSummary
 from mail.message import DeliveryId, QueueId
 from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import (
@@ -342,43 +344,41 @@ async def test_message_routed_between_two_reads_is_known(monkeypatch: pytest.Mon
     assert await _followed(ChangingHistory((0, False)), monkeypatch) == (False, "")
 
 
-async def _queue(*lines: QueueEntry, site: str | None = None, limit: int = 50, top: int | None = None) -> str:
-    async def walk():  # type: ignore[no-untyped-def]
-        for line in lines:
-            yield line
-
-    view = await queue_view.load(walk(), site=site, limit=limit)
+def _queue(*lines: QueueEntry, site: str | None = None, limit: int = 50, top: int | None = None) -> str:
+    summary = QueueSummary(site=site, limit=limit)
+    for line in lines:
+        summary.add(encode(line) or b"")
     out = io.StringIO()
-    queue_view.write(view, Backlog(0, 0, 0), Output(out), NOON + timedelta(seconds=30), top)
+    queue_view.write(summary, Backlog(0, 0, 0), Output(out), NOON + timedelta(seconds=30), top)
     return out.getvalue()
 
 
-async def test_queue_view_shows_the_oldest_and_totals_of_all() -> None:
+def test_queue_view_shows_the_oldest_and_totals_of_all() -> None:
     mailbox = QueueEntry(samples.delivery(1, ToMailbox("alice@example.test")), Active(NOON), None)
     retry = QueueEntry(samples.delivery(2), RETRY, None, attempts=3, last=LATER, last_remote=HOST)
-    text = await _queue(mailbox, retry)
+    text = _queue(mailbox, retry)
     assert "active for 30 s, attempt 1" in text
     assert "attempt 4 in 30 s" in text
     assert "3 attempts" in text
     assert f"{HOST} replied 451 4.3.0" in text
-    assert "mailbox" in await _queue(mailbox, retry, site="mailb")
-    assert "relay.example.test" not in await _queue(mailbox, retry, site="mailb")
-    assert "... and 1 more" in await _queue(mailbox, retry, limit=1)
-    top = await _queue(mailbox, retry, retry, top=1)
+    assert "mailbox" in _queue(mailbox, retry, site="mailb")
+    assert "relay.example.test" not in _queue(mailbox, retry, site="mailb")
+    assert "... and 1 more" in _queue(mailbox, retry, limit=1)
+    top = _queue(mailbox, retry, retry, top=1)
     assert "... and 1 more sites and states" in top
     assert ("relay.example.test" in top, "mailbox" in top) == (True, False)
     assert text.splitlines()[-1].split()[:3] == ["all", "2", "2"]
 
 
-async def test_no_match_differs_from_an_empty_queue() -> None:
+def test_no_match_differs_from_an_empty_queue() -> None:
     line = QueueEntry(samples.delivery(1), RETRY, None)
-    assert await _queue(line, site="zzz") == "no site matches 'zzz'; 1 delivery is open at other sites\n"
-    assert "2 deliveries are open" in await _queue(line, replace(line, delivery=samples.delivery(2)), site="zzz")
-    assert await _queue(site="zzz") == "the queue is empty\n"
+    assert _queue(line, site="zzz") == "no site matches 'zzz'; 1 delivery is open at other sites\n"
+    assert "2 deliveries are open" in _queue(line, replace(line, delivery=samples.delivery(2)), site="zzz")
+    assert _queue(site="zzz") == "the queue is empty\n"
 
 
-async def test_empty_queue_is_reported() -> None:
-    assert await _queue() == "the queue is empty\n"
+def test_empty_queue_is_reported() -> None:
+    assert _queue() == "the queue is empty\n"
 
 
 def test_long_recipient_lists_are_counted() -> None:
