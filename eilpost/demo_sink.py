@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import Callable
 from email.errors import MessageError
 from email.parser import BytesHeaderParser
@@ -15,6 +14,7 @@ from eilpost.load.sink import Sink
 from eilpost.output import Output
 from eilpost.wiring import relay_route
 from mail.route import RelayProtocol
+from mail.service import listen_failure
 from mail.settings import Settings
 from mail.settings_file import load
 
@@ -50,8 +50,7 @@ class DemoSink:
         try:
             await sink.start()
         except OSError as error:
-            reason = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
-            self._output.write((f"sink: cannot listen on {_HOST}:{self.port}: {reason};", "yellow"))
+            self._output.write((f"sink: cannot listen on {_HOST}:{self.port}: {listen_failure(error)};", "yellow"))
             self._output.write(("sink: mail for other domains goes to the server that listens there", "yellow"))
         else:
             self.listens = True

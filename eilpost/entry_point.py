@@ -1,4 +1,4 @@
-"""Entry point of `eilpost` and of `python -m ROLE`: signal handlers, then the command line.
+"""Entry point of `eilpost`: signal handlers, then the command line.
 
 The imports of the command line take some tenths of a second, and a signal during this time must not be lost or print a
 traceback. Therefore this module imports nothing but the standard library.
@@ -35,12 +35,6 @@ def main() -> None:
         os._exit(EXIT_INTERRUPTED)
     finally:
         _on_interrupt(_exit)  # the interpreter's shutdown would print a traceback
-
-
-def run_role(role: str) -> None:
-    """The entry point of `python -m ROLE`."""
-    sys.argv[:1] = ["eilpost", role]
-    main()
 
 
 def _on_interrupt(handler: Callable[[int, FrameType | None], object]) -> None:

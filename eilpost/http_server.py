@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import html
 import platform
 import socket
@@ -28,7 +27,7 @@ from eilpost import __version__
 from mail.endpoint import parse
 from mail.log import Down, Full, Log, Usable
 from mail.log.stopped import STOPPED_SHARDS
-from mail.service import Health, ServiceError
+from mail.service import Health, cannot_listen
 from mail.settings import HttpSettings
 from mail.telemetry import REGISTRY
 from mail.telemetry.runtime import BUILD_INFO, READY
@@ -241,8 +240,4 @@ def _listen(endpoint: str) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family)
     except OSError as error:
-        reason = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
-        raise ServiceError(
-            f"http.listen: cannot listen on {endpoint}: {reason}; set another address there, or by "
-            "EILPOST_HTTP__LISTEN=HOST:PORT"
-        ) from None
+        raise cannot_listen("http.listen", endpoint, error) from None

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from email.utils import format_datetime
 
 from mail.address import Address
 from mail.header_section import header_section
 from mail.message import Client, QueueId
 
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 # Not allowed in a header: comments, quotes, control and other invisible characters.
 _UNSAFE_IN_HELO = re.compile(r"[^!#-'*-\[\]-~]")
 _HEADER_BYTES_MAX = 1 << 20
@@ -47,13 +46,9 @@ def received_field(
     for_clause = ""
     if recipient is not None and (smtputf8 or recipient.is_ascii):
         for_clause = f"\r\n\tfor <{recipient}>"
-    date = (
-        f"{_DAYS[now.weekday()]}, {now.day} {_MONTHS[now.month - 1]} {now.year} "
-        f"{now.hour:02d}:{now.minute:02d}:{now.second:02d} +0000"
-    )
     return (
         f"Received: from {helo} ({literal})\r\n\tby {hostname} (eilpost) with {client.protocol} id {queue_id}"
-        f"{for_clause};\r\n\t{date}\r\n"
+        f"{for_clause};\r\n\t{format_datetime(now)}\r\n"
     ).encode()
 
 

@@ -1,7 +1,7 @@
 """Route of a delivery: a local mailbox, a fixed relay, or the MX hosts of a domain. Pure values.
 
 A *site* is the set of hosts that share connections, limits and back-off: two domains with the same MX hosts are one
-site. `site_name` is its short name, for people. `partition_key` in `mail/log/topics.py` assigns a delivery to a worker.
+site (`site_name`: a short name). `partition_key` in `mail/log/topics.py` assigns a delivery to a worker.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ A second signal cancels open work and a third ends the process at once; accepted
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import sys
 import time
@@ -19,6 +20,7 @@ import structlog
 from mail.directory import DirectoryUnusable
 from mail.log import LogUnusable
 from mail.logging_setup import one_line_traceback
+from mail.settings_file import variable_name
 from mail.settings_section import SettingsError
 from mail.signals import EXIT_INTERRUPTED, Signals
 from mail.spool import SpoolUnavailable
@@ -36,6 +38,18 @@ _STALLED_SECONDS = 30.0  # without a heartbeat for this time the event loop is s
 
 class ServiceError(Exception):
     """A role cannot start or continue, and a retry would not help; one line for operators that names the cause."""
+
+
+def listen_failure(error: OSError) -> str:
+    return "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
+
+
+def cannot_listen(setting: str, address: str, error: OSError) -> ServiceError:
+    """The error for an address that cannot be bound. `setting`: "http.listen"."""
+    return ServiceError(
+        f"{setting}: cannot listen on {address}: {listen_failure(error)}; set another address there, or by "
+        f"{variable_name(setting)}=HOST:PORT"
+    )
 
 
 class Role(Protocol):

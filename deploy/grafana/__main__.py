@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.grafana import delivery, ingress, log, mailstore, overview, queue, runtime, tenant
+from deploy.grafana import delivery, ingress, log, mail_queue, mailstore, overview, runtime, tenant
 
 FOLDER = Path(__file__).resolve().parents[2] / "helm" / "files" / "dashboards"
-BOARDS = tuple(module.BOARD for module in (overview, ingress, queue, delivery, log, mailstore, runtime, tenant))
+BOARDS = tuple(module.BOARD for module in (overview, ingress, mail_queue, delivery, log, mailstore, runtime, tenant))
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)

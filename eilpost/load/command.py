@@ -27,7 +27,7 @@ from eilpost.load.supply import Supply
 from eilpost.load.target import Target, TargetRefused
 from eilpost.load.workload import Size, Workload
 from mail import endpoint
-from mail.service import ServiceError
+from mail.service import ServiceError, listen_failure
 
 MAX_RECIPIENTS_IN_ALL = 5_000_000  # about 40 bytes each
 
@@ -84,7 +84,7 @@ async def _listening(recorder: LoadRecorder, options: Options) -> AsyncIterator[
     try:
         await sink.start()
     except OSError as error:
-        raise ServiceError(f"--sink {endpoint.format(host, port)}: cannot listen: {error.strerror or error}") from error
+        raise ServiceError(f"--sink {endpoint.format(host, port)}: cannot listen: {listen_failure(error)}") from error
     try:
         yield sink
     finally:

@@ -8,7 +8,6 @@ password takes as long as an unknown user.
 from __future__ import annotations
 
 import asyncio
-import errno
 import ipaddress
 import time
 from collections.abc import Callable, Iterable
@@ -20,7 +19,7 @@ import structlog
 
 from mail import endpoint
 from mail.directory import Directory, DirectoryUnavailable
-from mail.service import ServiceError
+from mail.service import ServiceError, cannot_listen
 from mail.settings import NodeSettings
 from mail.settings_roles import MailstoreSettings
 from mail.telemetry.pop3 import (
@@ -101,11 +100,7 @@ class Pop3Server:
         try:
             server = await asyncio.start_server(self._connected, host, port, limit=_READ_BYTES, backlog=256)
         except OSError as error:
-            reason = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
-            raise ServiceError(
-                f"mailstore.pop3_listen: cannot listen on {self._settings.pop3_listen}: {reason}; set another address "
-                "there, or by EILPOST_MAILSTORE__POP3_LISTEN=HOST:PORT"
-            ) from error
+            raise cannot_listen("mailstore.pop3_listen", self._settings.pop3_listen, error) from error
         self.port = server.sockets[0].getsockname()[1]
         logger.debug("listening", role=self.name, listener="pop3", address=f"{host}:{self.port}")
         ready()

@@ -16,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.bench import kafka, latency, profile, queue_view, report, start
+from tests.bench import cpu_profile, kafka, latency, queue_view, report, start
 from tests.bench.load import CountingSink, LoadFailed, Round, Scenario, drive
 from tests.bench.servers import EilpostServer, PostfixServer, Server
 from tests.support.servers import kafka as kafka_part
@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument("--new", action="store_true", help="profile: a new connection for each message")
     options = parser.parse_args()
     if options.what == "profile":
-        return profile.run(messages=3000, size_bytes=(options.size or 10) * 1000, reused=not options.new)
+        return cpu_profile.run(messages=3000, size_bytes=(options.size or 10) * 1000, reused=not options.new)
     why = postfix.why_missing()
     if why is not None and not options.eilpost and options.what not in ("start", "queue"):
         print(f"bench: {why}; smtp-source and smtp-sink come with it too", file=sys.stderr)

@@ -194,7 +194,7 @@ class CommitTests:
         await log.summarize_queue(empty)
         assert (empty.total, empty.oldest) == (Totals(), [])
         entries = [queue_entry(number) for number in range(20)]
-        for entry in [*entries, Settled(delivery(7).id)]:
+        for entry in [*entries, QueueTombstone(delivery(7).id)]:
             await log.append(entry)
         del entries[7]
         summary = QueueSummary()

@@ -74,7 +74,7 @@ def test_interrupts_during_the_imports_print_nothing(tmp_path: Path, command: st
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM])
 def test_reload_during_the_imports_of_a_server_does_not_end_it(tmp_path: Path, number: signal.Signals) -> None:
-    with _importing(tmp_path, "typer", "-m", "router") as process:
+    with _importing(tmp_path, "typer", "-m", "eilpost", "router") as process:
         process.send_signal(number)
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(0.2)

@@ -29,7 +29,7 @@ def test_received_field() -> None:
     assert line(recipient=Address("bob", "example.test")) == (
         b"Received: from client.test ([192.0.2.1])\r\n"
         b"\tby mx.test (eilpost) with ESMTP id 01M85DXKVK0FGNCFAQP8N9B05F\r\n"
-        b"\tfor <bob@example.test>;\r\n\tSun, 1 Mar 2026 04:05:06 +0000\r\n"
+        b"\tfor <bob@example.test>;\r\n\tSun, 01 Mar 2026 04:05:06 +0000\r\n"
     )
     assert b"for" not in line()
     assert b"([IPv6:2001:db8::1])" in line(ip="2001:db8::1")

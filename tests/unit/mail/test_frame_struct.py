@@ -23,6 +23,7 @@ _IMMUTABLE = (
     inspect.DateTimeType,
     inspect.TimeDeltaType,
     inspect.EnumType,
+    inspect.RawType,  # encoded JSON
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -205,3 +206,9 @@ def test_sentences_are_counted_and_banned_words_are_found() -> None:
 )
 def test_old_names_of_definitions_are_found(source: str, names: list[str]) -> None:
     assert old_names(ast.parse(source)) == names
+
+
+def test_no_module_has_the_name_of_a_standard_one() -> None:
+    modules = [path for folder in (*PACKAGES, "deploy", "tests") for path in (ROOT / folder).rglob("*.py")]
+    named = {path.stem for path in modules} | {path.parent.name for path in modules}
+    assert {name for name in named if not name.startswith("__")} & sys.stdlib_module_names == {"site"}
