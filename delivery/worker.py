@@ -2,7 +2,7 @@
 
 An entry is finished only when its `Attempted` is durable; the shard's next owner repeats unfinished entries. If an
 attempt cannot be reported because of a bug, the worker releases the shard (`ReportFailed`).
-Next: `mailstore/maildir.py`, or the remote server.
+Next: `mailstore/maildir`, or the remote server.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from mail.log.topics import partition_key, shard_of
 from mail.record import QueueEntry
 from mail.route import ToMailbox
 from mail.settings import LogSettings
-from mailstore.names import parse_name
+from mailstore.maildir.names import parse_name
 from tests.support.builders.records import delivery
 from tests.support.faults.attempt_ledger import AttemptLedgerReader
 from tests.support.faults.points import ATTEMPT_LEDGER, POINTS

@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mail.message import DeliveryId
-from mailstore import external_files
-from mailstore.external_files import ExternalFiles, virtual_size
 from mailstore.mailboxes import MailboxUnavailable
-from mailstore.maildir import Maildir
+from mailstore.maildir import Maildir, external_files
+from mailstore.maildir.external_files import ExternalFiles, virtual_size
 
 
 def _with_crlf(content: bytes) -> bytes:

@@ -53,7 +53,7 @@ async def test_expunge_waits_for_the_mailbox_lock(tmp_path: Path, monkeypatch: p
     await maildir.append(ALICE, DeliveryId("FIRST-1"), b"x")
     (stored,) = await maildir.messages(ALICE)
     holder = hold_lock(tmp_path)
-    monkeypatch.setattr("mailstore.limiter.LOCK_SECONDS", 0.05)
+    monkeypatch.setattr("mailstore.maildir.limiter.LOCK_SECONDS", 0.05)
     with pytest.raises(MailboxUnavailable, match="lock"):
         await maildir.expunge(ALICE, [stored.uid])
     os.close(holder)

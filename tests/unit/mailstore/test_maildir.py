@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from mail.message import DeliveryId
-from mailstore import flush as flush_module
-from mailstore import mailbox_lock as mailbox_lock_module
 from mailstore import maildir as maildir_module
-from mailstore import maildir_reader as maildir_reader_module
 from mailstore.mailboxes import MailboxUnavailable
+from mailstore.maildir import flush as flush_module
+from mailstore.maildir import mailbox_lock as mailbox_lock_module
+from mailstore.maildir import reader as maildir_reader_module
 from tests.support.builders.maildirs import CONTENT, ID, OTHER, OWNER, files, mailbox_path, make_maildir
 
 
@@ -63,7 +63,7 @@ def test_two_processes_append_each_id_once(tmp_path: Path) -> None:
 async def test_mailbox_lock_time_out_is_mailbox_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     maildir = make_maildir(tmp_path)
     await maildir.append(OWNER, OTHER, CONTENT)
-    monkeypatch.setattr("mailstore.limiter.LOCK_SECONDS", 0.05)
+    monkeypatch.setattr("mailstore.maildir.limiter.LOCK_SECONDS", 0.05)
     holder = os.open(mailbox_path(tmp_path) / "eilpost-lock", os.O_WRONLY)
     fcntl.flock(holder, fcntl.LOCK_EX)
     with pytest.raises(MailboxUnavailable, match="lock"):

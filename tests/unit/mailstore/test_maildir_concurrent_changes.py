@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mail.message import DeliveryId
-from mailstore import listing as listing_module
 from mailstore import maildir as maildir_module
 from mailstore.mailboxes import MailboxFull
+from mailstore.maildir import listing as listing_module
 from tests.support.builders.maildirs import CONTENT, ID, OTHER, OWNER, files, mailbox_path, make_maildir, move_to_cur
 
 

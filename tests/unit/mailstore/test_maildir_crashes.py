@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from mailstore import delivery_journal as delivery_journal_module
-from mailstore import flush as flush_module
-from mailstore import listing as listing_module
-from mailstore import mailbox_lock as mailbox_lock_module
 from mailstore import maildir as maildir_module
 from mailstore.mailboxes import MailboxUnavailable
+from mailstore.maildir import delivery_journal as delivery_journal_module
+from mailstore.maildir import flush as flush_module
+from mailstore.maildir import listing as listing_module
+from mailstore.maildir import mailbox_lock as mailbox_lock_module
 from tests.support.builders.maildirs import (
     CONTENT,
     ID,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mail.message import DeliveryId
-from mailstore import mailbox_lock as mailbox_lock_module
+from mailstore.maildir import mailbox_lock as mailbox_lock_module
 from tests.support.builders.maildirs import CONTENT, ID, OTHER, OWNER, files, mailbox_path, make_maildir, remove_journal
 
 

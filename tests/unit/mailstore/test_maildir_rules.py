@@ -13,7 +13,7 @@ import pytest
 
 from mail.message import DeliveryId
 from mailstore.maildir import Maildir
-from mailstore.names import parse_name, with_seen
+from mailstore.maildir.names import parse_name, with_seen
 from tests.support.builders.maildirs import CONTENT, ID, OTHER, OWNER, files, mailbox_path, make_maildir
 
 

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mail.message import DeliveryId
-from mailstore.names import message_name, owner_directory, parse_name, with_seen
+from mailstore.maildir.names import message_name, owner_directory, parse_name, with_seen
 
 _PART = st.text(st.characters(blacklist_categories=["Cs"]), min_size=1, max_size=250)
 HOSTILE = ["..", ".", "/", "../../etc/passwd", "a/b", '"', "a\x00b", "%2e%2e", "%", ".hidden", "ALICE", "ü", "a@b", "~"]

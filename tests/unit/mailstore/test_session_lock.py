@@ -14,7 +14,7 @@ import pytest
 from mail.message import DeliveryId
 from mailstore.mailboxes import MailboxInUse
 from mailstore.maildir import Maildir
-from mailstore.session_lock import SessionLock
+from mailstore.maildir.session_lock import SessionLock
 
 OWNER = "alice@example.test"
 HOLDER = """

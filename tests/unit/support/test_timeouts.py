@@ -16,7 +16,7 @@ from mail.log.kafka.membership import COORDINATOR_SHARE
 from mail.log.kafka.timeouts import TIMEOUTS as KAFKA
 from mail.settings import Settings
 from mail.spool import object_spool
-from mailstore import mailbox_lock
+from mailstore.maildir import mailbox_lock
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from mailstore.mailbox_lock import LOCK_SECONDS, MailboxLocked
+from mailstore.maildir.mailbox_lock import LOCK_SECONDS, MailboxLocked
 
 T = TypeVar("T")
 

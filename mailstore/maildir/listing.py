@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mail.message import DeliveryId
-from mailstore.names import MessageName, parse_name
+from mailstore.maildir.names import MessageName, parse_name
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mail.regular_file import open_regular
-from mailstore.delivery_journal import DeliveryJournal, boot_id
-from mailstore.flush import SharedFlush
-from mailstore.names import owner_directory
+from mailstore.maildir.delivery_journal import DeliveryJournal, boot_id
+from mailstore.maildir.flush import SharedFlush
+from mailstore.maildir.names import owner_directory
 
 LOCK_SECONDS = 10.0  # then a delivery is deferred, and an expunge fails
 MAILBOXES_MAX = 1024

@@ -14,10 +14,10 @@ from pathlib import Path
 from cachetools import LRUCache
 
 from mail.regular_file import open_regular
-from mailstore.external_files import ExternalFiles, virtual_size
-from mailstore.listing import change_files, list_files
 from mailstore.mailboxes import StoredMessage
-from mailstore.names import owner_directory, parse_name, with_seen
+from mailstore.maildir.external_files import ExternalFiles, virtual_size
+from mailstore.maildir.listing import change_files, list_files
+from mailstore.maildir.names import owner_directory, parse_name, with_seen
 
 _LAST_SECOND = datetime.max.replace(microsecond=0, tzinfo=UTC).timestamp()
 FILENAMES_MAX = 100_000  # cached file names (about 20 MB)

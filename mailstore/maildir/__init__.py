@@ -2,7 +2,7 @@
 
 Order of an append: write and fsync the file in `tmp`; link it into `new`; write the delivery id to the journal; unlink
 the `tmp` file; fsync `new`. After a crash between any two steps, a second `append` of the id finds the journal line or
-the `tmp` file and ends with one message. See docs/mailboxes.md. Next: `mailstore/maildir_reader.py`.
+the `tmp` file and ends with one message. See docs/mailboxes.md. Next: `mailstore/maildir/reader.py`.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ import structlog
 
 from mail.message import DeliveryId
 from mail.telemetry.mailstore import MAILBOX_APPEND
-from mailstore.delivery_journal import JournalState
-from mailstore.flush import flush_directory
-from mailstore.limiter import MailboxLimiter
-from mailstore.listing import MailboxFile, change_files, list_files, tmp_files_of
-from mailstore.mailbox_lock import Mailbox, MailboxCache
 from mailstore.mailboxes import MailboxFull, MailboxInUse, MailboxUnavailable, MessageTooLarge, StoredMessage
-from mailstore.maildir_reader import MaildirReader, used_bytes
-from mailstore.names import message_name, owner_directory, parse_name
-from mailstore.session_lock import SessionLock
+from mailstore.maildir.delivery_journal import JournalState
+from mailstore.maildir.flush import flush_directory
+from mailstore.maildir.limiter import MailboxLimiter
+from mailstore.maildir.listing import MailboxFile, change_files, list_files, tmp_files_of
+from mailstore.maildir.mailbox_lock import Mailbox, MailboxCache
+from mailstore.maildir.names import message_name, owner_directory, parse_name
+from mailstore.maildir.reader import MaildirReader, used_bytes
+from mailstore.maildir.session_lock import SessionLock
 
 logger = structlog.get_logger()
 _T = TypeVar("_T")
