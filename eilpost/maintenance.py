@@ -16,6 +16,7 @@ import structlog
 
 from mail.log import LogUnavailable, LogUnusable
 from mail.spool import SpoolUnavailable
+from mail.tasks import is_set_within
 from mail.telemetry.log import CONSUMER_LAG
 
 if TYPE_CHECKING:
@@ -63,17 +64,12 @@ class Maintenance:
         self._other_queues = other_queues
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
-        tasks = [
-            asyncio.create_task(
-                _run_periodically(MEASURE_EVERY, "measure", self.measure_backlog, stop), name="measure"
-            ),
-            asyncio.create_task(_run_periodically(PURGE_EVERY, "purge", self._log.purge, stop), name="purge"),
-        ]
-        if self._sweeps:
-            sweeping = _run_periodically(SWEEP_EVERY, "sweep", self.sweep, stop, at_once=False)
-            tasks.append(asyncio.create_task(sweeping, name="sweep"))
-        ready()
-        await asyncio.gather(*tasks)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(_run_periodically(MEASURE_EVERY, "measure", self.measure_backlog, stop))
+            tasks.create_task(_run_periodically(PURGE_EVERY, "purge", self._log.purge, stop))
+            if self._sweeps:
+                tasks.create_task(_run_periodically(SWEEP_EVERY, "sweep", self.sweep, stop, at_once=False))
+            ready()
 
     async def measure_backlog(self) -> None:
         backlog = await self._log.backlog()
@@ -113,8 +109,4 @@ async def _run_periodically(
                 logger.warning("maintenance task failed", task=name, retry_seconds=retry_seconds, error=str(error))
             failure = str(error)
         due = True
-        try:
-            async with asyncio.timeout(period.total_seconds()):
-                await stop.wait()
-        except TimeoutError:
-            continue
+        await is_set_within(stop, period.total_seconds())

@@ -24,6 +24,7 @@ from mail.settings_file import variable_name
 from mail.settings_section import SettingsError
 from mail.signals import EXIT_INTERRUPTED, Signals
 from mail.spool import SpoolUnavailable
+from mail.tasks import is_set_within
 from mail.telemetry.runtime import DRAINING, LOOP_LAG
 
 logger = structlog.get_logger()
@@ -65,12 +66,7 @@ class Role(Protocol):
 
 
 async def stopped_within(stop: asyncio.Event, seconds: float) -> bool:
-    """Wait for `stop` for at most `seconds`; True when it was set."""
-    try:
-        await asyncio.wait_for(stop.wait(), seconds)
-    except TimeoutError:
-        return False
-    return True
+    return await is_set_within(stop, seconds)
 
 
 class Health:

@@ -19,6 +19,7 @@ from mail.message import QueueId, Spooled
 from mail.record import Accepted, QueueEntry
 from mail.resolver import AddressAnswer, DnsUnknown, MxAnswer, NoRecords, Resolver
 from mail.spool import Spool, SpoolDamaged, SpoolUnavailable
+from mail.tasks import cancel_tasks
 from router.decide import reroute_mx_domains
 from router.dsn import QUOTED_BYTES_MAX
 from router.next_hop import mx_domain
@@ -85,10 +86,7 @@ class BatchResolver:
             return DnsUnknown(repr(error)), None
 
     async def close(self) -> None:
-        tasks = [query.task for query in self._queries.values()]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_tasks(*(query.task for query in self._queries.values()))
 
 
 def domains_to_resolve(accepted: Sequence[Accepted], due: Sequence[QueueEntry], context: RoutingContext) -> set[str]:

@@ -17,6 +17,7 @@ from time import perf_counter
 
 import structlog
 
+from mail.backoff import backoff
 from mail.directory import Directory
 from mail.log import Input, LogUnavailable, LogUnusable, RouterShard, ShardLost
 from mail.message import DeliveryId, QueueId, Spooled, queue_id_of
@@ -37,8 +38,8 @@ from mail.record import (
     state_name,
 )
 from mail.reply import Reply
-from mail.service import stopped_within
 from mail.spool import Spool, SpoolUnavailable
+from mail.tasks import is_set_within
 from router.accounting import BatchAccounting
 from router.batch_budget import BatchBudget
 from router.content_placement import ContentPlacement
@@ -90,7 +91,7 @@ class ShardState:
 async def process_shard(shard: RouterShard, router: RouterResources, stop: asyncio.Event) -> None:
     """Route the shard's mail until `read` raises ShardLost; `stop` ends the wait after a failed batch."""
     state = ShardState(shard, router)
-    backoff = BACKOFF_SECONDS
+    pauses = backoff(BACKOFF_SECONDS, BACKOFF_SECONDS_MAX)
     must_rewind = one_by_one = False
     while True:
         try:
@@ -105,20 +106,21 @@ async def process_shard(shard: RouterShard, router: RouterResources, stop: async
             wait = timedelta(0)
             while True:
                 wait = await _route_batch(state, queue, wait)
-                backoff = BACKOFF_SECONDS
+                pauses = backoff(BACKOFF_SECONDS, BACKOFF_SECONDS_MAX)
         except ShardLost:
             return
         except (LogUnavailable, SpoolUnavailable) as error:
-            logger.warning("routing paused", shard=shard.number, retry_seconds=backoff, error=str(error))
+            pause = next(pauses)
+            logger.warning("routing paused", shard=shard.number, retry_seconds=pause, error=str(error))
         except LogUnusable:
             raise
-        except Exception:
+        except Exception:  # a bug must not stop the mail of the shard
+            pause = next(pauses)
             logger.exception("batch failed: its records and due deliveries are decided one by one", shard=shard.number)
             one_by_one = True
         must_rewind = True  # the queue in memory may contain uncommitted records
-        if await stopped_within(stop, backoff):
+        if await is_set_within(stop, pause):
             return
-        backoff = min(2 * backoff, BACKOFF_SECONDS_MAX)
 
 
 async def _replay(state: ShardState) -> MailQueue:

@@ -24,6 +24,7 @@ from mail.log.kafka.probe import Probe, probe_brokers
 from mail.log.kafka.topics import IN_SYNC_SAFE, REPLICATION_SAFE, TopicState, shard_counts_of
 from mail.log.topics import ALL_TOPICS, DELIVERY, ROUTER, Topic
 from mail.settings import LogSettings
+from mail.tasks import cancel_tasks
 
 _CLOCK_WARN_SECONDS = 2.0
 _SLOW_SECONDS = 0.5
@@ -78,9 +79,7 @@ async def _findings(
             yield (await task)[0]
         yield await append_findings(access, (await tasks[0])[1])
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_tasks(*tasks)
 
 
 async def topics_and_groups(

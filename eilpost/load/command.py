@@ -28,6 +28,7 @@ from eilpost.load.target import Target, TargetRefused
 from eilpost.load.workload import Size, Workload
 from mail import endpoint
 from mail.service import ServiceError, listen_failure
+from mail.tasks import cancel_tasks
 
 MAX_RECIPIENTS_IN_ALL = 5_000_000  # about 40 bytes each
 
@@ -162,9 +163,7 @@ class _Load:
                 await self._send(sending)
                 await self._settle()
         finally:
-            for task in (display, sending):
-                task.cancel()
-            await asyncio.gather(display, sending, return_exceptions=True)
+            await cancel_tasks(display, sending)
         now = time.monotonic()
         return LoadResult(
             self._recorder.workload,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from mail.directory import DirectoryUnusable, Snapshot, User
 from mail.directory.passwords import PasswordChecker, is_hash
 from mail.directory.toml import parse_directory
 from mail.regular_file import read_regular
+from mail.tasks import cancel_tasks
 from mail.telemetry.lookup import DIRECTORY_LAST_RELOAD, DIRECTORY_RELOADS
 
 logger = structlog.get_logger()
@@ -56,11 +56,7 @@ class FileDirectory:
 
     async def close(self) -> None:
         """Idempotent."""
-        if self._watch_task is not None:
-            self._watch_task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._watch_task
-            self._watch_task = None
+        await cancel_tasks(self._watch_task)
         await self._password_checker.close()
 
     async def authenticate(
@@ -115,7 +111,7 @@ class FileDirectory:
             await asyncio.sleep(self._poll_interval.total_seconds())
             try:
                 await self.poll()
-            except Exception:
+            except Exception:  # retried
                 logger.exception("directory not checked, last good version stays in use", path=str(self._path))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, Generic, TypeVar, cast
@@ -36,6 +35,7 @@ from mail.log.topics import ACCEPTED, ATTEMPTED, CONSUMED_TOPICS, DISPATCHED, EV
 from mail.message import QueueId
 from mail.record import Accepted, Attempted, Dispatched, Event, QueueEntry, Record, received_time
 from mail.settings import LogSettings
+from mail.tasks import is_set_within
 
 R = TypeVar("R", Accepted, Attempted, Dispatched)
 
@@ -228,9 +228,7 @@ class MemoryLog:
 
     async def wait_for_change(self, deadline: float | None) -> None:
         """Return after a write or a revocation, or at the loop time `deadline`."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(deadline):
-                await self._changed.wait()
+        await is_set_within(self._changed, None if deadline is None else deadline - asyncio.get_running_loop().time())
 
     def _count_unconsumed(self, topic: Topic) -> int:
         return sum(len(p.unconsumed) for (name, _), p in self._partitions.items() if name == topic.name)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from mail.log import ShardLost
+from mail.tasks import cancel_tasks
 from mail.telemetry.log import SHARDS, SHARDS_OWNED
 
 
@@ -80,8 +81,6 @@ async def _process_all(
     finally:
         for shard in shards:
             shard.revoke()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_tasks(*tasks)
         for shard in shards:
             shard.close()  # later writes by the former owner raise ShardLost

@@ -12,6 +12,7 @@ from typing import Generic, TypeVar
 
 from cachetools import TLRUCache
 
+from mail.tasks import cancel_tasks
 from mail.telemetry.lookup import DNS_CACHE
 
 Answer = TypeVar("Answer")
@@ -59,8 +60,4 @@ class AnswerCache(Generic[Question, Answer]):
 
     async def close(self) -> None:
         """Cancel all running queries."""
-        tasks = list(self._in_flight.values())
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await cancel_tasks(*self._in_flight.values())

@@ -12,13 +12,14 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
+from mail.backoff import backoff
 from mailstore.maildir.mailbox_lock import LOCK_SECONDS, MailboxLocked
 
 T = TypeVar("T")
 
 CONCURRENT_MAX = 4  # per mailbox; these jobs share the flush of its directory
 LOCK_TRY_SECONDS = 0.02  # inside a thread
-RETRY_SECONDS = (0.01, 0.02, 0.05, 0.1, 0.2)  # between attempts, without a thread
+RETRY_SECONDS, RETRY_SECONDS_MAX = 0.01, 0.2  # between attempts, without a thread
 
 
 class MailboxLimiter:
@@ -34,12 +35,11 @@ class MailboxLimiter:
         async with self._semaphores.setdefault(owner, asyncio.Semaphore(CONCURRENT_MAX)):
             clock = asyncio.get_running_loop().time
             deadline = clock() + LOCK_SECONDS
-            tries = 0
+            pauses = backoff(RETRY_SECONDS, RETRY_SECONDS_MAX)
             while True:
                 try:
                     return await job(LOCK_TRY_SECONDS)
                 except MailboxLocked:
                     if clock() >= deadline:
                         raise
-                    await asyncio.sleep(RETRY_SECONDS[min(tries, len(RETRY_SECONDS) - 1)])
-                    tries += 1
+                    await asyncio.sleep(next(pauses))

@@ -13,7 +13,7 @@ import os
 import socket
 import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, contextmanager
 from functools import partial
 from pathlib import Path
 from struct import Struct
@@ -25,6 +25,7 @@ from mail.log import LogUnavailable, LogUnusable
 from mail.log.embedded.history import HistoryReader, Query, QueryKind, read_page, read_pages
 from mail.log.embedded.lock import DirectoryLock
 from mail.log.embedded.store import Store, open_error
+from mail.tasks import cancel_tasks
 
 logger = structlog.get_logger()
 
@@ -71,8 +72,7 @@ class QueryServer:
         """Listen. A failure is logged and ignored, because mail does not depend on the socket."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with suppress(FileNotFoundError):
-                os.unlink(self._path)  # left by a killed process; this process has the lock
+            self._path.unlink(missing_ok=True)  # left by a killed process; this process has the lock
             os.fchmod(listener.fileno(), 0o600)  # Linux: the mode that bind gives the file
             with _address(self._path) as name:
                 listener.bind(name)
@@ -93,11 +93,8 @@ class QueryServer:
         if server is None:
             return
         server.close()
-        with suppress(FileNotFoundError):
-            os.unlink(self._path)
-        for task in self._clients:
-            task.cancel()
-        await asyncio.gather(*self._clients, return_exceptions=True)
+        self._path.unlink(missing_ok=True)
+        await cancel_tasks(*self._clients)
 
     async def _handle_client(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -108,8 +105,9 @@ class QueryServer:
                 _write_error(writer, "too many queries of this log at once; try again")
             else:
                 await self._answer_query(reader, writer)
-            await asyncio.wait_for(writer.drain(), _TIMEOUT_SECONDS)
-        except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError):
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
+                await writer.drain()
+        except (OSError, ValueError, TimeoutError):
             return  # the client disconnected, timed out or sent an invalid request
         except asyncio.CancelledError:
             return  # the log closes
@@ -118,14 +116,16 @@ class QueryServer:
             writer.close()
 
     async def _answer_query(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        request = orjson.loads(await asyncio.wait_for(reader.readline(), _TIMEOUT_SECONDS))
+        async with asyncio.timeout(_TIMEOUT_SECONDS):
+            request = orjson.loads(await reader.readline())
         if not isinstance(request, dict):
             return
         query = Query(QueryKind(str(request.get("kind"))), str(request.get("queue_id", "")))
         try:
             async for frames in self._pages(query):
                 writer.write(b"".join(part for frame in frames for part in (_LENGTH.pack(len(frame)), frame)))
-                await asyncio.wait_for(writer.drain(), _TIMEOUT_SECONDS)
+                async with asyncio.timeout(_TIMEOUT_SECONDS):
+                    await writer.drain()
         except (LogUnavailable, LogUnusable) as error:
             _write_error(writer, str(error))
             return
@@ -210,7 +210,8 @@ async def _query_process(
     try:
         writer.write(orjson.dumps({"kind": query.kind.value, "queue_id": query.queue_id}) + b"\n")
         while True:
-            data = await asyncio.wait_for(reader.read(_READ_BYTES), _TIMEOUT_SECONDS)
+            async with asyncio.timeout(_TIMEOUT_SECONDS):
+                data = await reader.read(_READ_BYTES)
             if not data:
                 raise LogUnusable(_NO_ANSWER)
             unread += data

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from itertools import islice
@@ -22,6 +21,7 @@ from mail.log.embedded.store import EntryRow, Store, unreadable
 from mail.log.embedded.writer import Writer
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, QUEUE, Topic
 from mail.record import Accepted, Attempted, Dispatched, QueueEntry, Record
+from mail.tasks import is_set_within
 from mail.telemetry.log import PRODUCE_DURATION
 
 R = TypeVar("R", Accepted, Attempted, Dispatched)
@@ -142,9 +142,7 @@ class EntryReaders:
 
 async def _wait(wakeup: asyncio.Event, deadline: float | None) -> None:
     """Return when `wakeup` is set, and clear it, or at the loop time `deadline`."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout_at(deadline):
-            await wakeup.wait()
+    await is_set_within(wakeup, None if deadline is None else deadline - asyncio.get_running_loop().time())
     wakeup.clear()
 
 

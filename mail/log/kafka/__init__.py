@@ -49,6 +49,7 @@ from mail.log.kafka.topic_watcher import TopicWatcher
 from mail.log.topics import ACCEPTED, CONSUMED_BY, DELIVERY, DISPATCHED, EVENTS, ROUTER, ShardCounts
 from mail.record import Accepted, Attempted, Record
 from mail.settings import LogSettings
+from mail.tasks import cancel_tasks
 
 logger = structlog.get_logger()
 
@@ -151,9 +152,7 @@ class KafkaLog(HistoryQueries):
 
     async def close(self) -> None:
         tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await cancel_tasks(*tasks)
         await self._close_clients()
         await self._tenant_producers.close()
         await self._access.circuit_breaker.close()
@@ -275,8 +274,7 @@ class KafkaLog(HistoryQueries):
         try:
             await member.run(process, stop, on_ready)
         finally:
-            probe_task.cancel()
-            await asyncio.gather(probe_task, return_exceptions=True)
+            await cancel_tasks(probe_task)
 
     async def _probe_events(self) -> None:
         """Test until cancelled whether brokers accept writes, on one partition after another: the shards of a router
@@ -341,10 +339,8 @@ class KafkaLog(HistoryQueries):
             # Only a bug ends the committer first.
             await (committer_task if committer_task.done() else membership_task)
         finally:
-            membership_task.cancel()
-            await asyncio.gather(membership_task, return_exceptions=True)
-            committer_task.cancel()
-            await asyncio.gather(committer_task, return_exceptions=True)
+            await cancel_tasks(membership_task)
+            await cancel_tasks(committer_task)
 
     # --- HistoryLog
 

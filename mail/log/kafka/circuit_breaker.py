@@ -19,6 +19,7 @@ import structlog
 from mail import endpoint
 from mail.log.kafka.error_messages import error_message
 from mail.log.kafka.timeouts import TIMEOUTS
+from mail.tasks import cancel_tasks
 
 logger = structlog.get_logger()
 
@@ -102,7 +103,4 @@ class CircuitBreaker:
             del self._checks[address]
 
     async def close(self) -> None:
-        checks = list(self._checks.values())
-        for task in checks:
-            task.cancel()
-        await asyncio.gather(*checks, return_exceptions=True)
+        await cancel_tasks(*self._checks.values())

@@ -27,6 +27,7 @@ from mail.log.kafka import api_versions
 from mail.log.kafka.access import CLIENT_ERRORS, Access, error_message
 from mail.log.kafka.api_versions import ApiVersions, NotABroker
 from mail.log.kafka.timeouts import TIMEOUTS
+from mail.tasks import cancel_tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +100,7 @@ async def require_broker(access: Access) -> None:
         more = f" (and {len(checks) - 1} more: see `eilpost doctor`)" if len(checks) > 1 else ""
         raise (LogNotReady if first.is_transient else LogUnusable)(f"{first}{more}")
     finally:
-        for task in checks:
-            task.cancel()
-        await asyncio.gather(*checks, return_exceptions=True)
+        await cancel_tasks(*checks)
 
 
 async def explain_failure(access: Access, error: BaseException) -> str:

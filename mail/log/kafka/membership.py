@@ -25,6 +25,7 @@ from mail.log.kafka.aiokafka_compat.member import generation_of, leave_group, me
 from mail.log.kafka.liveness import MemberLiveness
 from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.stopped import STOPPED_SHARDS
+from mail.tasks import cancel_tasks
 from mail.telemetry.log import REBALANCES, SHARDS, SHARDS_OWNED
 
 logger = structlog.get_logger()
@@ -149,9 +150,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         finally:
             self._stopping = True
             self._changed.set()
-            for task in (stopped, pause_task, member_task):
-                task.cancel()
-            await asyncio.gather(member_task, return_exceptions=True)
+            await cancel_tasks(stopped, pause_task, member_task)
             await self._stop_shards(0.0)
             if self._failed.done():
                 self._failed.exception()
@@ -199,9 +198,10 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         consumer.subscribe([self._lead_topic], listener=self)
         while (failure := self._liveness.failure(consumer)) is None:
             try:
-                poll = consumer.getmany(timeout_ms=int(TIMEOUTS.poll_seconds * 1000), max_records=1)
-                with suppress(TimeoutError):  # during a rebalance it may never return
-                    await asyncio.wait_for(poll, 2 * TIMEOUTS.poll_seconds)
+                async with asyncio.timeout(2 * TIMEOUTS.poll_seconds):
+                    await consumer.getmany(timeout_ms=int(TIMEOUTS.poll_seconds * 1000), max_records=1)
+            except TimeoutError:  # during a rebalance it may never return
+                pass
             except CLIENT_ERRORS as error:
                 reason = error_message(error)
                 if reason != self.authorization_error:  # otherwise logged every second
@@ -263,7 +263,8 @@ class Membership(Generic[S], ConsumerRebalanceListener):
         if generation_of(self._consumer) != self._generation:
             raise ShardLost("the group no longer counts this process as a member")
         try:
-            await asyncio.wait_for(self._consumer.commit(offsets), TIMEOUTS.offset_commit_seconds)
+            async with asyncio.timeout(TIMEOUTS.offset_commit_seconds):
+                await self._consumer.commit(offsets)
         except (CommitFailedError, IllegalStateError) as error:
             raise ShardLost(error_message(error)) from None
         except CLIENT_ERRORS as error:

@@ -18,6 +18,7 @@ from mail.log import LogNotAuthorized, LogUnavailable, ShardLost
 from mail.log.kafka.access import CLIENT_ERRORS, Access, unavailable
 from mail.log.kafka.aiokafka_compat.clients import load_topics, stop_or_abort
 from mail.log.kafka.timeouts import TIMEOUTS
+from mail.tasks import cancel_tasks
 
 logger = structlog.get_logger()
 
@@ -215,8 +216,7 @@ class PartitionReader:
         finally:
             lost_task.cancel()
             if not read_task.done():
-                read_task.cancel()
-                await asyncio.gather(read_task, return_exceptions=True)
+                await cancel_tasks(read_task)
 
     async def _check_stuck(self) -> None:
         """Check whether unread records exist. A partition is stuck when it is behind twice at the same position."""
@@ -240,9 +240,7 @@ class PartitionReader:
 
     async def close(self) -> None:
         task, self._check_task = self._check_task, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await cancel_tasks(task)
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
             await stop_or_abort(consumer, TIMEOUTS.close_seconds)

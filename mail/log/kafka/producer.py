@@ -24,6 +24,7 @@ from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.topics import ACCEPTED, ShardCounts, place
 from mail.record import Record
 from mail.settings import LogSettings
+from mail.tasks import cancel_tasks
 from mail.telemetry.log import PRODUCE_DURATION, PRODUCE_ERRORS
 
 logger = structlog.get_logger()
@@ -77,10 +78,7 @@ class Producer:
             self._failed = {tp for tp in self._failed if tp.partition in (partitions_of(tp.topic) or ())}
 
     async def close(self) -> None:
-        if self._probe_task is not None:
-            self._probe_task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._probe_task
+        await cancel_tasks(self._probe_task)
         producer, self._producer = self._producer, None
         if producer is not None:
             await stop_or_abort(producer, TIMEOUTS.stop_seconds)

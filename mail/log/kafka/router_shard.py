@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
 from datetime import timedelta
 from itertools import islice
 
@@ -24,6 +23,7 @@ from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.kafka.transactional_producer import TransactionalProducer, batch_by_partition
 from mail.log.topics import ACCEPTED, ATTEMPTED, QUEUE, ROUTER, ShardCounts
 from mail.record import QueueEntry, Record
+from mail.tasks import is_set_within
 
 _REPLAY_BATCH = 500
 _BUSY_INPUTS = 4  # inputs per commit above which commits are spaced out
@@ -155,8 +155,7 @@ class KafkaRouterShard:
         """
         seconds = self._next_read_at - asyncio.get_running_loop().time()
         if seconds > 0:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.lost.wait(), seconds)
+            await is_set_within(self.lost, seconds)
 
     def _decode(self, records: Sequence[ConsumerRecord[bytes, bytes]]) -> list[Input]:
         """The inputs without probes. An unreadable record is raised once no input precedes it in any topic."""

@@ -23,6 +23,7 @@ from mail.log.kafka.topics import refuse_unsafe, shard_counts_of
 from mail.log.topics import ShardCounts, tenant_prefix
 from mail.record import Accepted
 from mail.settings import LogSettings
+from mail.tasks import cancel_tasks
 
 logger = structlog.get_logger()
 
@@ -141,9 +142,6 @@ class TenantProducers:
             await tenant_producer[0].close()
 
     async def close(self) -> None:
-        opening = [task for _, task in self._opening.values()]
-        for task in opening:
-            task.cancel()
-        await asyncio.gather(*opening, return_exceptions=True)
+        await cancel_tasks(*(task for _, task in self._opening.values()))
         for tenant in list(self._producers):
             await self._close_producer(tenant)

@@ -1,0 +1,41 @@
+"""Ends of tasks, and waits with a limit."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import islice
+
+from mail.backoff import backoff
+from mail.tasks import cancel_tasks, is_set_within
+
+
+async def test_cancelled_tasks_have_ended_and_their_errors_are_ignored() -> None:
+    ended: list[str] = []
+
+    async def wait_and_fail() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            ended.append("first")
+            raise ValueError("while it was cancelled")
+
+    tasks = [asyncio.create_task(wait_and_fail()), asyncio.create_task(asyncio.sleep(60))]
+    await asyncio.sleep(0)
+    await cancel_tasks(*tasks, None)
+    assert (ended, [task.done() for task in tasks], tasks[1].cancelled()) == (["first"], [True, True], True)
+    await cancel_tasks(*tasks)
+    await cancel_tasks()
+
+
+async def test_a_wait_ends_with_the_event_or_the_limit() -> None:
+    event = asyncio.Event()
+    assert not await is_set_within(event, 0.001)
+    assert not await is_set_within(event, -1)
+    asyncio.get_running_loop().call_soon(event.set)
+    assert await is_set_within(event, None)
+    assert await is_set_within(event, -1)
+
+
+def test_a_pause_doubles_up_to_the_longest() -> None:
+    assert list(islice(backoff(0.1, 0.5), 5)) == [0.1, 0.2, 0.4, 0.5, 0.5]
