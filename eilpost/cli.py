@@ -95,7 +95,7 @@ def main() -> None:
         except OSError as error:  # a full disk
             sys.exit(_report_error(error))
         raise
-    except Exception as error:
+    except Exception as error:  # the outermost handler
         status = usage_error_status(error)
         if status is not None:
             sys.exit(status)

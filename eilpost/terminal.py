@@ -73,6 +73,7 @@ def fail(text: str, status: int) -> NoReturn:
 def run(main: Coroutine[Any, Any, T], *, fast: bool = False) -> T:
     """Run an asynchronous command; `fast`: on uvloop, as servers do."""
     import asyncio
+    import gc
 
     from mail import logging_setup, service
 
@@ -80,6 +81,7 @@ def run(main: Coroutine[Any, Any, T], *, fast: bool = False) -> T:
         logging_setup.configure("debug", "text")
     else:
         logging_setup.disable()
+    gc.set_threshold(50_000)  # a command is short and reads many records: 10 % less CPU in `eilpost queue` on Kafka
     with asyncio.Runner(loop_factory=service.loop_factory() if fast else None) as runner:
         return runner.run(main)
 

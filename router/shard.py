@@ -179,7 +179,7 @@ async def _route_one_by_one(state: ShardState) -> None:
             return
         except (ShardLost, LogUnavailable, LogUnusable, SpoolUnavailable):
             raise
-        except Exception as bug:
+        except Exception as bug:  # of one message or delivery: the others are routed
             triggers = [*(entry.record for entry in inputs), *map(Due, due_ids)]
             queue = await _replay(state)
             batch = _Batch(queue, router.now())
@@ -232,10 +232,10 @@ async def _commit(state: ShardState, batch: _Batch, inputs: Sequence[Input], sta
     state.recent_queue_ids.add(
         (e.record.message.queue_id for e in inputs if isinstance(e.record, Accepted)), router.now()
     )
-    try:  # the commit is done: an error in metrics or logging must not repeat the batch
+    try:
         router.metrics.add_batch(shard.number, batch.accounting, batch.queue, perf_counter() - started)
         await _log_events(batch.outputs)
-    except Exception:
+    except Exception:  # the commit is done: an error in metrics or logging must not repeat the batch
         logger.exception("metrics or log lines of a committed batch failed", shard=shard.number)
     batch.queue.prune()
 

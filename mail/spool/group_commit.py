@@ -126,7 +126,7 @@ class GroupCommit:
     async def _write_batch(self, batch: list[_WriteRequest]) -> None:
         try:
             results = await self._write([request.content for request in batch])
-        except Exception as error:
+        except Exception as error:  # boundary of the task: to the callers
             for request in _not_cancelled(batch):
                 request.spooled.set_exception(error)
             return

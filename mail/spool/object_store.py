@@ -10,7 +10,7 @@ import re
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import AzureStore, GCSStore, S3Store
 
 from mail.settings_section import SettingsError
@@ -59,7 +59,7 @@ def open_store(bucket: Bucket, settings: SpoolSettings) -> ObjectStore:
                     client_options=client,
                     retry_config=_RETRIES,
                 )
-    except Exception as error:  # obstore's constructors raise various exceptions
+    except (BaseError, ValueError) as error:
         raise SettingsError(
             f'spool.url = "{bucket}": {_first_line(error)}: check spool.access_key, spool.secret_key and the '
             "provider's variables in the environment"

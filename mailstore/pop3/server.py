@@ -190,7 +190,7 @@ class _Connection:
         except asyncio.CancelledError:
             end = "shutdown"
             raise
-        except Exception:
+        except Exception:  # boundary of the task
             logger.exception("pop3 session aborted by an internal error", client=self.ip)
         finally:
             await self._session_lock.aclose()

@@ -112,7 +112,7 @@ class DatabaseThread(threading.Thread):
     def run(self) -> None:
         try:
             self._store = Store(self._path, self.counts)
-        except Exception as error:
+        except Exception as error:  # boundary of the thread: to the caller of `opened`
             self.opened.set_exception(error)
             return
         self.counts = self._store.counts
@@ -177,7 +177,7 @@ class DatabaseThread(threading.Thread):
             if changes:
                 ids = self._require_store().commit(changes)
                 LOG_COMMIT_REQUESTS.observe(len(changes))
-        except Exception as error:
+        except Exception as error:  # boundary of the thread: to the callers
             self._fail_store(error)
             for request in current:
                 request.error = LogUnavailable(str(error))
@@ -188,7 +188,7 @@ class DatabaseThread(threading.Thread):
         if not request.timed_out:
             try:
                 request.result = query(self._require_store())
-            except Exception as error:
+            except Exception as error:  # boundary of the thread: to the caller
                 if isinstance(error, (sqlite3.Error, OSError)):
                     self._fail_store(error)
                 request.error = LogUnavailable(str(error))

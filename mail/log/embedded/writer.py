@@ -6,6 +6,7 @@ Every request completes, with a result or with LogUnavailable. A change that tim
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from mail.log import Backlog, Condition, Down, Full, LogUnavailable, Usable
+from mail.log import Backlog, Condition, Down, Full, LogUnavailable, LogUnusable, Usable
 from mail.log.embedded.commit import Change
 from mail.log.embedded.database_thread import DatabaseThread, Request
 from mail.log.embedded.store import Store, open_error
@@ -75,7 +76,7 @@ class Writer:
         thread.start()
         try:
             await asyncio.wrap_future(thread.opened)
-        except Exception as error:
+        except (sqlite3.Error, OSError, LogUnusable) as error:
             raise open_error(self._path, error) from None
         self.counts = thread.counts
         self._thread = thread

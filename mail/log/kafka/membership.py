@@ -305,7 +305,7 @@ class Membership(Generic[S], ConsumerRebalanceListener):
                         await shard.close()
                 await self._back_off(number, pause)
                 STOPPED_SHARDS.resume(self._role, number)
-        except Exception as error:
+        except Exception as error:  # boundary of the task: `run` raises it
             if not self._failed.done():
                 self._failed.set_exception(error)
         finally:

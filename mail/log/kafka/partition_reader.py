@@ -226,7 +226,7 @@ class PartitionReader:
                 ends = await self._consumer.end_offsets(list(self._partitions))
         except CLIENT_ERRORS:
             return
-        except Exception:
+        except Exception:  # boundary of the task: retried
             logger.exception("check for a stuck reader failed, retrying", partitions=len(self._partitions))
             return
         behind = {tp: self._positions[tp] for tp, end in ends.items() if end > self._positions[tp]}

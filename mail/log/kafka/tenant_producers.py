@@ -122,7 +122,7 @@ class TenantProducers:
             self._record_failure(tenant, str(error))
         except CLIENT_ERRORS as error:
             self._record_failure(tenant, error_message(error))
-        except Exception as error:
+        except Exception as error:  # boundary of the task
             logger.exception("opening a tenant's producer failed, its new mail is refused", tenant=tenant)
             self._record_failure(tenant, f"internal error ({type(error).__name__})")
         finally:
