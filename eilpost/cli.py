@@ -279,7 +279,12 @@ def trace(
 
 
 @app.command(
-    epilog=examples("eilpost queue", "eilpost queue --site example.test --limit 0", "eilpost queue --top 10 --json")
+    epilog=examples(
+        "eilpost queue",
+        "eilpost queue --site example.test --limit 0",
+        "eilpost queue --after QUEUE_ID-1",
+        "eilpost queue --top 10 --json",
+    )
 )
 def queue(
     config: ConfigOption = None,
@@ -287,6 +292,9 @@ def queue(
     tenant: TenantOption = "",
     site: Annotated[str | None, typer.Option(metavar="NAME", help="Only sites whose name contains NAME.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="Number of deliveries, the oldest first; 0: all.")] = 50,
+    after: Annotated[
+        str, typer.Option(metavar="DELIVERY", help="Start after this delivery: the last one that was shown.")
+    ] = "",
     top: Annotated[
         int | None,
         typer.Option(
@@ -298,9 +306,18 @@ def queue(
     from eilpost import configuration, json_output, queue_view, wiring
     from eilpost.output import Output
     from mail.log.queue_summary import QueueSummary
+    from mail.message import DeliveryId, queue_id_of, queue_id_time
+
+    last_shown = DeliveryId(after.strip().upper())
+    if last_shown:
+        try:
+            queue_id_time(queue_id_of(last_shown))
+        except ValueError:
+            fail(f"--after {after!r}: a delivery id of `eilpost queue` is expected", EXIT_UNUSABLE)
 
     async def show(log: HistoryLog) -> None:
-        summary = QueueSummary(site=site, limit=limit if top is None else 1)
+        position = await queue_view.position_of(log, last_shown) if last_shown else None
+        summary = QueueSummary(site=site, after=position, limit=limit if top is None else 1)
         await log.summarize_queue(summary)
         if json and top is not None:
             print_json([queue_view.totals_json(*row) for row in summary.top(top)])

@@ -40,11 +40,12 @@ _NOT_READY = {role: f"{role} has not joined its group yet" for role in _WORKER_R
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers and with a callback once it listens."""
+    """uvicorn without its signal handlers, with a callback once it listens, and until `stop` is set."""
 
-    def __init__(self, config: uvicorn.Config, listening: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, listening: Callable[[], None], stop: asyncio.Event) -> None:
         super().__init__(config)
         self._listening = listening
+        self._stop = stop
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -53,6 +54,9 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._listening()
+
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._stop.is_set()
 
 
 class _Protocol(H11Protocol):
@@ -133,18 +137,8 @@ class HttpServer:
             timeout_keep_alive=10,
             timeout_graceful_shutdown=1,
         )
-        server = _Server(config, ready)
-
-        async def exit_on_stop() -> None:
-            await stop.wait()
-            server.should_exit = True
-
-        ending = asyncio.create_task(exit_on_stop(), name="http end")
-        try:
-            await server.serve(sockets=[listener])
-        finally:
-            ending.cancel()
-            listener.close()
+        with listener:
+            await _Server(config, ready, stop).serve(sockets=[listener])
 
     def _application(self) -> Starlette:
         async def metrics(_request: Request) -> Response:

@@ -6,11 +6,21 @@ from datetime import datetime
 
 from eilpost.format import format_addresses, format_age, format_bytes, format_sender, format_state
 from eilpost.output import Output
-from mail.log import Backlog
-from mail.log.queue_summary import QueueSummary, Totals
+from mail.log import Backlog, HistoryLog
+from mail.log.queue_summary import Position, QueueSummary, Totals
+from mail.message import DeliveryId, queue_id_of, queue_id_time
 from mail.record import QueueEntry
 
 _SUMMARY_LINES = 20
+
+
+async def position_of(log: HistoryLog, delivery_id: DeliveryId) -> Position:
+    """The position of a delivery; of one that is not open any more, that of its queue id."""
+    queue_id = queue_id_of(delivery_id)
+    async for entry in log.queue_entries(queue_id):
+        if entry.delivery.id == delivery_id:
+            return Position(entry.delivery.message.received, delivery_id)
+    return Position(queue_id_time(queue_id), delivery_id)
 
 
 def totals_json(site: str, state: str, totals: Totals) -> dict[str, object]:
@@ -46,10 +56,11 @@ def write(summary: QueueSummary, backlog: Backlog, output: Output, now: datetime
     elif not total.deliveries:
         output.write(("the queue is empty", "bold"))
     else:
-        hidden = total.deliveries - len(oldest)
+        hidden = total.deliveries - summary.before - len(oldest)
         if top is None:
             if hidden:
-                output.write((f"... and {hidden:,} more (--limit 0 shows all)", "dim"))
+                following = f"--after {oldest[-1].delivery.id} shows the next"
+                output.write((f"... and {hidden:,} more ({following}, --limit 0 shows all)", "dim"))
             output.write()
         _write_totals(summary, output, now, _SUMMARY_LINES if top is None else top)
     if backlog.accepted:

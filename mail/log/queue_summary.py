@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from msgspec import Raw
 from msgspec.json import Decoder
@@ -74,16 +75,34 @@ class Totals:
             self.oldest = other.oldest
 
 
+class Position(NamedTuple):
+    """Of a delivery in the list, which is in this order."""
+
+    received: datetime
+    delivery_id: DeliveryId
+
+
+@dataclass(slots=True)
+class _Listed:
+    position: Position
+    entry: QueueEntry
+
+    def __lt__(self, other: _Listed) -> bool:
+        return self.position > other.position  # the last of the list is the first of the heap
+
+
 class QueueSummary:
     """Totals of all queue entries that match, and the `limit` oldest of them (0: all), without their content."""
 
-    def __init__(self, *, site: str | None = None, limit: int = 0) -> None:
-        """`site`: only sites whose name contains it."""
+    def __init__(self, *, site: str | None = None, after: Position | None = None, limit: int = 0) -> None:
+        """`site`: only sites whose name contains it. `after`: the list starts after it."""
         self.site = site
         self.not_matching = 0
+        self.before = 0  # matching entries up to `after`
         self.totals_by_site: dict[tuple[str, str], Totals] = {}  # by site and state
+        self._after = after
         self._limit = limit
-        self._heap: list[tuple[float, DeliveryId, QueueEntry]] = []  # the newest of the oldest is on top
+        self._heap: list[_Listed] = []
 
     @property
     def total(self) -> Totals:
@@ -94,7 +113,7 @@ class QueueSummary:
 
     @property
     def oldest(self) -> list[QueueEntry]:
-        return [entry for _, _, entry in sorted(self._heap, key=lambda item: (-item[0], item[1]))]
+        return [listed.entry for listed in sorted(self._heap, reverse=True)]
 
     def top(self, limit: int) -> list[tuple[str, str, Totals]]:
         """The sites and states with the most recipients; a `limit` of 0 means all."""
@@ -119,15 +138,18 @@ class QueueSummary:
         totals.deliveries += 1
         totals.recipients += len(message.envelope.recipients)
         totals.bytes += message.size_bytes
-        age = -received.timestamp()
-        is_full = self._limit and len(self._heap) >= self._limit
-        if is_full and age < self._heap[0][0]:
+        position = Position(received, entry.delivery.id)
+        if self._after is not None and position <= self._after:
+            self.before += 1
             return
-        item = age, entry.delivery.id, replace(decode(frame, QueueEntry), content=None)
+        is_full = self._limit and len(self._heap) >= self._limit
+        if is_full and position > self._heap[0].position:
+            return
+        listed = _Listed(position, replace(decode(frame, QueueEntry), content=None))
         if is_full:
-            heapq.heappushpop(self._heap, item)
+            heapq.heapreplace(self._heap, listed)
         else:
-            heapq.heappush(self._heap, item)
+            heapq.heappush(self._heap, listed)
 
 
 def _decode_totalled(frame: bytes) -> _Totalled | QueueEntry:

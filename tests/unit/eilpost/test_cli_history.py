@@ -67,6 +67,12 @@ def test_queue_and_trace_read_a_log_without_a_server(run: Run, log: Path) -> Non
     assert (row["site"], row["state"], row["recipients"]) == (site, "deferred", 1)
     out = run("queue", "--top", "3")[1]
     assert (row["site"] in out, samples.delivery(1).id in out) == (True, False)
+    shown = samples.delivery(1).id
+    status, out, _ = run("queue", "--after", shown.lower())
+    assert (status, shown in out, out.splitlines()[-1].split()[:2]) == (0, False, ["all", "1"])
+    assert json.loads(run("queue", "--after", samples.queue_id(0), "--json")[1]) != []
+    status, _, err = run("queue", "--after", "8" * 26 + "-1")
+    assert (status, "--after '8888" in one_line(err)) == (2, True)
     status, out, _ = run("trace", samples.queue_id(1).lower())
     assert (status, "queued, now" in out) == (0, True)
     assert json.loads(run("trace", samples.queue_id(1), "--json")[1])["events"][0]["event"] == "accepted"

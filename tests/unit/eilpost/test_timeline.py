@@ -363,7 +363,7 @@ def test_queue_view_shows_the_oldest_and_totals_of_all() -> None:
     assert f"{HOST} replied 451 4.3.0" in text
     assert "mailbox" in _queue(mailbox, retry, site="mailb")
     assert "relay.example.test" not in _queue(mailbox, retry, site="mailb")
-    assert "... and 1 more" in _queue(mailbox, retry, limit=1)
+    assert f"... and 1 more (--after {mailbox.delivery.id} shows the next," in _queue(mailbox, retry, limit=1)
     top = _queue(mailbox, retry, retry, top=1)
     assert "... and 1 more sites and states" in top
     assert ("relay.example.test" in top, "mailbox" in top) == (True, False)

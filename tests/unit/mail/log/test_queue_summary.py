@@ -9,7 +9,7 @@ import pytest
 from msgspec.structs import replace
 
 from mail.log.codec import FrameError, decode, encode
-from mail.log.queue_summary import QueueSummary, Totals
+from mail.log.queue_summary import Position, QueueSummary, Totals
 from mail.record import QueueEntry, state_name
 from mail.route import ToMailbox
 from tests.support.builders.records import GOLDEN, NOON, RELAY, delivery, frame_with_header, message, queue_entry
@@ -48,6 +48,22 @@ def test_the_oldest_are_listed_and_all_are_counted() -> None:
         summary.add(_frame(_entry(number, seconds)))
     assert [entry.delivery.message.queue_id for entry in summary.oldest] == [message(n).queue_id for n in (2, 6, 4)]
     assert summary.total == Totals(6, 6, 6 * message().size_bytes, NOON + timedelta(seconds=1))
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7])
+def test_pages_list_each_entry_once_and_have_the_same_totals(limit: int) -> None:
+    entries = [_entry(number, seconds) for number, seconds in enumerate((2.0, 1, 1, 1, 3, 2, 0), 1)]
+    listed: list[QueueEntry] = []
+    after: Position | None = None
+    while len(listed) < len(entries):
+        summary = QueueSummary(after=after, limit=limit)
+        for entry in entries:
+            summary.add(_frame(entry))
+        assert (summary.total.deliveries, summary.before) == (len(entries), len(listed))
+        assert summary.oldest
+        listed += summary.oldest
+        after = Position(listed[-1].delivery.message.received, listed[-1].delivery.id)
+    assert listed == sorted(entries, key=lambda entry: (entry.delivery.message.received, entry.delivery.id))
 
 
 def test_entries_of_other_sites_are_only_counted() -> None:
