@@ -6,6 +6,7 @@
     python -m tests.bench start           from the start of `make run` to its first 250 (part of the full run)
     python -m tests.bench queue           `eilpost queue` over 100,000 deliveries (part of the full run)
     python -m tests.bench profile         CPU time of a message by package and by function
+    python -m tests.bench --before DIR    the checkout DIR too, with its own .venv; prints, writes nothing
 
 Load stays on loopback and ends by itself.
 """
@@ -36,13 +37,18 @@ def scenarios(quick: bool, size_kb: int | None = None) -> list[Scenario]:
     return [scenario for scenario in every if size_kb is None or scenario.size_bytes == size_kb * 1000]
 
 
-def compare(quick: bool, rounds: int, size_kb: int | None, *, only_eilpost: bool = False) -> report.Results:
+def compare(
+    quick: bool, rounds: int, size_kb: int | None, *, only_eilpost: bool = False, before: Path | None = None
+) -> report.Results:
     results: report.Results = {}
     with CountingSink() as sink:
         servers: list[Server] = []
         try:
             if not only_eilpost:
                 servers.append(PostfixServer(sink.port))
+            if before is not None:
+                command = str(before / ".venv" / "bin" / "eilpost"), "up"
+                servers.append(EilpostServer(sink.port, command, report.BEFORE))
             servers.append(EilpostServer(sink.port))
             for server in servers:
                 drive(server, sink, Scenario(10_000, False, 300))  # warm up
@@ -69,6 +75,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--size", type=int, choices=[10, 100], help="only this size, in kB")
     parser.add_argument("--eilpost", action="store_true", help="without Postfix")
+    parser.add_argument("--before", type=Path, help="compare with the eilpost of this checkout too")
     parser.add_argument("--new", action="store_true", help="profile: a new connection for each message")
     options = parser.parse_args()
     if options.what == "profile":
@@ -98,9 +105,11 @@ def main() -> int:
                 print(latency.one_line(line))
             return 0
         rounds = options.rounds or (3 if options.quick else 5)
-        results = compare(options.quick, rounds, options.size, only_eilpost=options.eilpost)
+        results = compare(options.quick, rounds, options.size, only_eilpost=options.eilpost, before=options.before)
         print(report.table(results))
-        if not options.quick and not options.eilpost and options.size is None:
+        if options.before is not None:
+            print(report.table_of_change(results))
+        elif not options.quick and not options.eilpost and options.size is None:
             delays = latency.measure(quick=False)
             report.write(DOCS, results, delays, start.measure(), queue_view.measure())
             if no_kafka is None:

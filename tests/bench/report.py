@@ -15,6 +15,7 @@ from tests.bench.start import Start
 
 Results = dict[Scenario, list[Round]]
 
+BEFORE = "before"  # name of the server of another checkout
 PAGE = Path("reports") / "performance.md"
 EMBEDDED, KAFKA = "embedded log", "Kafka"  # the parts of the page
 
@@ -69,6 +70,23 @@ def table(results: Mapping[Scenario, Sequence[Round]]) -> str:
             f"| {through[0]:.0f} | {through[1]:.0f} | **{through[1] / through[0]:.2f}** "
             f"| {cpu[0]:.2f} | {cpu[1]:.2f} | {memory[0]:.0f} | {memory[1]:.0f} | {flushes[0]:.2f} | {flushes[1]:.2f} |"
         )
+    return "\n".join(rows)
+
+
+def table_of_change(results: Mapping[Scenario, Sequence[Round]]) -> str:
+    """Medians of the eilpost before and of this one, and the ratio of this one to the one before."""
+    rows = ["| load | accepted /s | ratio | end to end /s | ratio | CPU ms a message | ratio |", "|---|" + "---:|" * 6]
+    columns: list[Callable[[Round], float]] = [
+        lambda line: line.accepted_rate,
+        lambda line: line.end_to_end_rate,
+        lambda line: line.cpu_ms,
+    ]
+    for scenario, lines in results.items():
+        cells = [scenario.name]
+        for of in columns:
+            before, now = median(lines, BEFORE, of), median(lines, "eilpost", of)
+            cells += [f"{before:.4g}, {now:.4g}", f"**{now / before:.2f}**"]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

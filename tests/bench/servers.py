@@ -68,7 +68,8 @@ class PostfixServer(Server):
 class EilpostServer(Server):
     name = "eilpost"
 
-    def __init__(self, sink_port: int, command: tuple[str, ...] = ()) -> None:
+    def __init__(self, sink_port: int, command: tuple[str, ...] = (), name: str = "eilpost") -> None:
+        self.name = name
         self._home = Path(tempfile.mkdtemp(prefix="eilpost-bench-"))
         self.settings = {"delivery": {"relay": f"smtp://127.0.0.1:{sink_port}"}}
         self._box = EilpostProcess(self._home, self.settings, command=command, own_session=True)
