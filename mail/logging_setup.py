@@ -7,17 +7,19 @@ are omitted.
 
 from __future__ import annotations
 
-import errno
+import atexit
 import logging
-import os
 import sys
 import traceback
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import IO, Any, AnyStr, BinaryIO, Generic, TextIO, cast
+from typing import Any, TextIO
 
 import orjson
 import structlog
+
+from mail.line_writer import LineWriter
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "json", "text")
@@ -27,7 +29,11 @@ _NOISY_LIBRARIES = ("aiokafka",)
 
 _DISABLED = logging.CRITICAL + 1
 
+_FLUSH_SECONDS = 1.0  # at the end of the process
+
 _Event = MutableMapping[str, Any]
+
+_writer: LineWriter | None = None  # of this process's log lines
 
 
 def configure(level: str = "info", format: str = "auto", stream: TextIO | None = None) -> None:
@@ -38,14 +44,14 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
         return
     as_text = format == "text" or (format == "auto" and out.isatty())
     number = getattr(logging, level.upper())
+    processor = _to_text if as_text else _to_json  # a chain of small processors made a line a third slower
+    writer = _start_writer(
+        out, lambda count: processor(None, "warning", {"event": "log lines dropped", "lines": count})
+    )
     structlog.configure(
-        processors=[_to_text if as_text else _to_json],  # a chain of small processors made a line a third slower
+        processors=[processor],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=(
-            structlog.WriteLoggerFactory(cast("TextIO", _BestEffortStream(out)))
-            if as_text
-            else structlog.BytesLoggerFactory(cast("BinaryIO", _BestEffortStream(out.buffer)))
-        ),
+        logger_factory=lambda *_names: _LineLogger(writer),
         cache_logger_on_first_use=True,
     )
     root = logging.getLogger()
@@ -61,28 +67,48 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
         logging.getLogger(name).setLevel(logging.INFO if level == "debug" else _DISABLED)
 
 
-class _BestEffortStream(Generic[AnyStr]):
-    """A stream that drops lines it cannot write: a closed pipe or a full disk does not end the process."""
+def _start_writer(out: TextIO, format_dropped: Callable[[int], bytes]) -> LineWriter:
+    from mail.telemetry.runtime import LOG_LINES_DROPPED  # commands do not need it
 
-    def __init__(self, out: IO[AnyStr]) -> None:
-        self._out: IO[AnyStr] = out
+    writer = LineWriter(getattr(out.buffer, "raw", out.buffer), format_dropped, LOG_LINES_DROPPED.inc)
+    _set_writer(writer)
+    return writer
 
-    def write(self, line: AnyStr) -> None:
-        try:
-            self._out.write(line)
-            self._out.flush()
-        except OSError as error:
-            if error.errno in (errno.EPIPE, errno.EIO):  # no reader; Python would fail to flush the buffer at exit
-                null = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(null, self._out.fileno())
-                os.close(null)
 
-    def flush(self) -> None:
-        """Each line is flushed as it is written."""
+def _set_writer(writer: LineWriter | None) -> None:
+    global _writer
+    if _writer is not None:
+        _writer.close()
+    _writer = writer
+
+
+@atexit.register
+def flush() -> None:
+    """Wait until the lines are written; for at most a second, because nobody may read them."""
+    if _writer is not None:
+        _writer.flush(_FLUSH_SECONDS)
+
+
+def print_line(text: str) -> None:
+    """Print a line on stderr, after the log lines and with their limits."""
+    if _writer is not None:
+        _writer.write(text.encode("utf-8", "backslashreplace"))
+        flush()
+    else:
+        with suppress(OSError):  # closed pipe or full disk
+            print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+class _LineLogger:
+    """The logger of structlog: passes each line to the writer."""
+
+    def __init__(self, writer: LineWriter) -> None:
+        self.debug = self.info = self.warning = self.error = self.critical = writer.write
 
 
 def disable() -> None:
     """Log nothing: for CLI commands, which print their errors themselves, and for a closed stderr."""
+    _set_writer(None)
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     root = logging.getLogger()
     root.handlers[:] = [logging.NullHandler()]
@@ -143,13 +169,13 @@ def _to_json(_logger: Any, method: str, event: _Event) -> bytes:
         return orjson.dumps(plain, option=option)
 
 
-def _to_text(_logger: Any, method: str, event: _Event) -> str:
+def _to_text(_logger: Any, method: str, event: _Event) -> bytes:
     time, name = datetime.now().astimezone(), event.pop("event")
     fields = " ".join(
         f"{key}={_format_value(value)}" for key, value in _with_traceback(event).items() if value is not None
     )
     line = f"{time:%H:%M:%S.}{time.microsecond // 1000:03d} {method:7} {_escape(str(name))} {fields}"
-    return line.rstrip()
+    return line.rstrip().encode("utf-8", "backslashreplace")
 
 
 def _format_value(value: object) -> str:

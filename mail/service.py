@@ -8,18 +8,17 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
-import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any, Protocol
 
 import structlog
 
+from mail import logging_setup
 from mail.directory import DirectoryUnusable
 from mail.log import LogUnusable
-from mail.logging_setup import one_line_traceback
 from mail.settings_file import variable_name
 from mail.settings_section import SettingsError
 from mail.signals import EXIT_INTERRUPTED, Signals
@@ -214,11 +213,10 @@ def report(error: Exception) -> int:
     if isinstance(error, ServiceError | LogUnusable | DirectoryUnusable | SettingsError | SpoolUnavailable):
         _print_error(str(error))
         return EXIT_UNUSABLE
-    logger.error("internal error", traceback=one_line_traceback(error))
+    logger.error("internal error", traceback=logging_setup.one_line_traceback(error))
     _print_error(f"internal error, please report it: {type(error).__name__}: {error}")
     return EXIT_BUG
 
 
 def _print_error(text: str) -> None:
-    with suppress(OSError):  # closed pipe or full disk; the exit status remains
-        print(f"eilpost: {' '.join(text.split())}", file=sys.stderr, flush=True)  # noqa: T201
+    logging_setup.print_line(f"eilpost: {' '.join(text.split())}")

@@ -15,6 +15,8 @@ from types import TracebackType
 
 import structlog
 
+from mail import logging_setup
+
 logger = structlog.get_logger()
 
 EXIT_INTERRUPTED = 130
@@ -50,6 +52,7 @@ class Signals:
 
     def _on_terminate(self, name: str) -> None:
         if self.force_exit.is_set():
+            logging_setup.flush()
             os._exit(EXIT_INTERRUPTED)
         action = "drain"
         if self._startup_task is not None:

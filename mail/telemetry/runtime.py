@@ -18,6 +18,10 @@ BUILD_INFO = _process.gauge(
 )
 READY = _process.gauge("ready", "Whether /readyz replies 200.", aggregation="`sum`, or `min` for an alert")
 DRAINING = _process.gauge("draining", "Whether the process finishes its work before it exits.")
+LOG_LINES_DROPPED = _process.counter(
+    "log_lines_dropped",
+    "Total number of log lines that could not be written: nobody reads them, or the disk is full.",
+)
 LOOP_LAG = _process.histogram("event_loop_lag_seconds", "Delay of timers of the event loop, in seconds.")
 CERTIFICATE_EXPIRY = _process.gauge(
     "certificate_expiry_timestamp_seconds",

@@ -23,16 +23,18 @@ def _as_before() -> Iterator[None]:
     root.handlers[:] = before
     root.setLevel(level)
     logging.getLogger("aiokafka").setLevel(logging.NOTSET)
+    logging_setup.disable()
     structlog.reset_defaults()
 
 
 def _logged(level: str) -> str:
-    out = io.StringIO()
+    out = io.TextIOWrapper(io.BytesIO())
     logging_setup.configure(level, "text", out)
     logging.getLogger("aiokafka.consumer.group_coordinator").error("Heartbeat failed: it is rebalancing")
     logging.getLogger("aiokafka").debug("Sending metadata request")
     logging.getLogger("somebody").error("it broke")
-    return out.getvalue()
+    logging_setup.flush()
+    return out.buffer.getvalue().decode()
 
 
 @pytest.mark.parametrize("level", ["info", "warning", "error"])

@@ -178,10 +178,12 @@ def stream() -> Iterator[_Stream]:
     yield _Stream()
     root.handlers[:] = handlers
     root.setLevel(level)
+    logging_setup.disable()
     structlog.reset_defaults()
 
 
 def _lines(stream: _Stream) -> list[dict[str, Any]]:
+    logging_setup.flush()
     return [orjson.loads(line) for line in stream.buffer.getvalue().splitlines()]
 
 
@@ -228,7 +230,8 @@ def test_control_characters_are_escaped_in_text_logs(stream: _Stream) -> None:
     stream.isatty = lambda: True  # type: ignore[method-assign]
     logging_setup.configure("debug", "auto", stream)
     structlog.get_logger().debug("hello", helo="evil\x1b[2J\nline", spaced="a b", to=["a@x", "b@x\x1b"], none=None)
-    (line,) = stream.getvalue().splitlines()
+    logging_setup.flush()
+    (line,) = stream.buffer.getvalue().decode().splitlines()
     assert "\x1b" not in line
     assert "evil" in line
     assert "spaced='a b'" in line
