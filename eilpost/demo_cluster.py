@@ -27,6 +27,7 @@ from eilpost.listen import is_in_use
 from eilpost.wiring import log_settings
 from mail.service import EXIT_UNUSABLE, ServiceError
 from mail.settings import LogSettings
+from mail.tasks import background
 
 BROKERS = "kafka://127.0.0.1:9092,127.0.0.1:9093,127.0.0.1:9094"
 BROKERS_SECONDS = 60.0  # how long a start waits for them
@@ -135,16 +136,15 @@ async def _run(path: Path, program: str, ports: Ports) -> int:
         await sink_ready.wait()
         relay = "the demo's sink and is printed here" if demo_sink.listens else f"smtp://127.0.0.1:{sink}"
     _print_line(_banner(path, program, ports, len(all_members), relay))
-    ready_task = asyncio.create_task(_announce_ready(all_members))
     supervisor = ChildSupervisor()
     try:
-        await asyncio.gather(*(_supervise(member, path, supervisor, stop, kill_now) for member in all_members))
+        async with background(_announce_ready(all_members)):
+            await asyncio.gather(*(_supervise(member, path, supervisor, stop, kill_now) for member in all_members))
     finally:
         supervisor.close()
         sink_stop.set()
         if sink_task is not None:
             await sink_task
-    ready_task.cancel()
     _print_line("all stopped; accepted mail is in Kafka and is delivered after the next start")
     return 0
 

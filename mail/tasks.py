@@ -1,9 +1,23 @@
-"""Ends of background tasks, and waits for an event with a time limit."""
+"""Background tasks and their ends, and waits for an event with a time limit."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
+
+
+@asynccontextmanager
+async def background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Run `work` while the block runs, and cancel it at the end of the block. Unlike in a TaskGroup, the errors of the
+    block are raised as they are, and those of `work` are ignored.
+    """
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        yield
+    finally:
+        await cancel_tasks(*tasks)
 
 
 async def cancel_tasks(*tasks: asyncio.Future[Any] | None) -> None:

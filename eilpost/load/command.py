@@ -28,7 +28,7 @@ from eilpost.load.target import Target, TargetRefused
 from eilpost.load.workload import Size, Workload
 from mail import endpoint
 from mail.service import ServiceError, listen_failure
-from mail.tasks import cancel_tasks
+from mail.tasks import background, cancel_tasks
 
 MAX_RECIPIENTS_IN_ALL = 5_000_000  # about 40 bytes each
 
@@ -156,14 +156,14 @@ class _Load:
         show(
             f"load {self._recorder.ledger.run}: sending to {', '.join(map(str, self._targets))}, sink on {sink_address}"
         )
-        display = asyncio.create_task(self._display.run())
         sending = asyncio.create_task(self._source.run())
         try:
-            with _handle_signals(self._stop, self._stop_sending):
-                await self._send(sending)
-                await self._settle()
+            async with background(self._display.run()):
+                with _handle_signals(self._stop, self._stop_sending):
+                    await self._send(sending)
+                    await self._settle()
         finally:
-            await cancel_tasks(display, sending)
+            await cancel_tasks(sending)
         now = time.monotonic()
         return LoadResult(
             self._recorder.workload,

@@ -49,7 +49,7 @@ from mail.log.kafka.topic_watcher import TopicWatcher
 from mail.log.topics import ACCEPTED, CONSUMED_BY, DELIVERY, DISPATCHED, EVENTS, ROUTER, ShardCounts
 from mail.record import Accepted, Attempted, Record
 from mail.settings import LogSettings
-from mail.tasks import cancel_tasks
+from mail.tasks import background, cancel_tasks
 
 logger = structlog.get_logger()
 
@@ -270,11 +270,8 @@ class KafkaLog(HistoryQueries):
         )
         if self._topic_watcher.problem is not None:
             member.suspend()
-        probe_task = asyncio.create_task(self._probe_events(), name="log-idle-probe")
-        try:
+        async with background(self._probe_events()):
             await member.run(process, stop, on_ready)
-        finally:
-            await cancel_tasks(probe_task)
 
     async def _probe_events(self) -> None:
         """Test until cancelled whether brokers accept writes, on one partition after another: the shards of a router

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from itertools import islice
 
+import pytest
+
 from mail.backoff import backoff
-from mail.tasks import cancel_tasks, is_set_within
+from mail.tasks import background, cancel_tasks, is_set_within
 
 
 async def test_cancelled_tasks_have_ended_and_their_errors_are_ignored() -> None:
@@ -26,6 +28,26 @@ async def test_cancelled_tasks_have_ended_and_their_errors_are_ignored() -> None
     assert (ended, [task.done() for task in tasks], tasks[1].cancelled()) == (["first"], [True, True], True)
     await cancel_tasks(*tasks)
     await cancel_tasks()
+
+
+async def test_background_work_ends_with_the_block_and_errors_of_the_block_are_raised_as_they_are() -> None:
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def fail_in_block() -> None:
+        async with background(work()):
+            await started.wait()
+            raise ValueError("of the block")
+
+    with pytest.raises(ValueError, match="of the block"):
+        await fail_in_block()
+    assert ended.is_set()
 
 
 async def test_a_wait_ends_with_the_event_or_the_limit() -> None:
