@@ -27,6 +27,7 @@ from eilpost import __version__
 from mail.endpoint import parse
 from mail.log import Down, Full, Log, Usable
 from mail.log.stopped import STOPPED_SHARDS
+from mail.printable import escape_json
 from mail.service import Health, cannot_listen
 from mail.settings import HttpSettings
 from mail.telemetry import REGISTRY
@@ -171,7 +172,7 @@ class _JsonLine(JSONResponse):
     """JSON with a line end, for terminals."""
 
     def render(self, content: Any) -> bytes:
-        return super().render(content) + b"\n"
+        return escape_json(super().render(content)) + b"\n"
 
 
 def readiness(health: Health, log: Log | None) -> tuple[bool, dict[str, Any]]:

@@ -15,6 +15,7 @@ from eilpost.format import format_route
 from eilpost.timeline import Timeline, alias_expansion, event_time
 from mail.message import Message, queue_id_of
 from mail.outcome import Deferred, Delivered, Failed, Outcome
+from mail.printable import escape_json
 from mail.record import (
     Bounced,
     Closed,
@@ -33,18 +34,7 @@ from mail.record import (
 
 
 def to_json(value: object) -> str:
-    """The value as JSON text, with unprintable characters escaped: replies come from other hosts, and a terminal obeys
-    ESC, C1 control and bidirectional characters.
-    """
-    plain = orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
-    return plain if plain.isascii() and "\x7f" not in plain else "".join(map(_escaped, plain))
-
-
-def _escaped(character: str) -> str:
-    if character.isprintable() or character == "\n":
-        return character
-    units = character.encode("utf-16-be")
-    return "".join(f"\\u{units[index]:02x}{units[index + 1]:02x}" for index in range(0, len(units), 2))
+    return escape_json(orjson.dumps(value, option=orjson.OPT_INDENT_2)).decode()
 
 
 def timeline_json(timeline: Timeline, now: datetime) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import orjson
 import structlog
 
 from mail.line_writer import LineWriter
+from mail.printable import escape, escape_json
 
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "json", "text")
@@ -160,13 +161,14 @@ def _to_json(_logger: Any, method: str, event: _Event) -> bytes:
     line.update((key, value) for key, value in event.items() if value is not None)
     option = orjson.OPT_UTC_Z | orjson.OPT_NON_STR_KEYS
     try:
-        return orjson.dumps(line, default=str, option=option)
+        data = orjson.dumps(line, default=str, option=option)
     except TypeError:  # a file name that is not UTF-8, a number beyond 64 bits
         plain = {
             key: value if isinstance(value, datetime) else str(value).encode("utf-8", "backslashreplace").decode()
             for key, value in line.items()
         }
-        return orjson.dumps(plain, option=option)
+        data = orjson.dumps(plain, option=option)
+    return escape_json(data)
 
 
 def _to_text(_logger: Any, method: str, event: _Event) -> bytes:
@@ -174,17 +176,12 @@ def _to_text(_logger: Any, method: str, event: _Event) -> bytes:
     fields = " ".join(
         f"{key}={_format_value(value)}" for key, value in _with_traceback(event).items() if value is not None
     )
-    line = f"{time:%H:%M:%S.}{time.microsecond // 1000:03d} {method:7} {_escape(str(name))} {fields}"
+    line = f"{time:%H:%M:%S.}{time.microsecond // 1000:03d} {method:7} {escape(str(name))} {fields}"
     return line.rstrip().encode("utf-8", "backslashreplace")
 
 
 def _format_value(value: object) -> str:
     if isinstance(value, list | tuple):
         return ",".join(map(_format_value, value)) or "''"
-    text = _escape(str(value))
+    text = escape(str(value))
     return repr(text) if " " in text or not text else text
-
-
-def _escape(text: str) -> str:
-    """Escape unprintable characters: text from a peer must not control the terminal."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

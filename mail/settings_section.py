@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, Se
 from pydantic.fields import FieldInfo
 
 from mail.masking import MASK
+from mail.printable import escape
 from mail.units import format_duration, format_size, parse_duration, parse_size
 
 Duration = Annotated[timedelta, BeforeValidator(parse_duration), PlainSerializer(format_duration)]
@@ -26,7 +27,7 @@ class SettingsError(Exception):
     """One line that names the key and says what to do. Unprintable characters of the quoted value are escaped."""
 
     def __init__(self, line: str) -> None:
-        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
+        super().__init__(escape(line))
 
 
 class Section(BaseModel):

@@ -207,6 +207,15 @@ def test_json_log_line_contains_the_traceback(stream: _Stream) -> None:
     assert "\n" not in failed["traceback"]
 
 
+def test_unprintable_characters_are_escaped_in_json_logs(stream: _Stream) -> None:
+    logging_setup.configure("info", "json", stream)
+    helo = "\x9b2J \x7f \u202eevil\u2069 \u200b ü 漢"
+    structlog.get_logger().info("hello", helo=helo)
+    (line,) = _lines(stream)
+    assert line["helo"] == helo
+    assert stream.buffer.getvalue().decode().rstrip("\n").isprintable()
+
+
 def test_values_that_are_not_json_are_logged_as_text(stream: _Stream) -> None:
     """For example a file name that is not UTF-8 (PEP 383) or a number beyond 64 bits."""
     logging_setup.configure("info", "json", stream)
