@@ -16,6 +16,7 @@ from email.utils import format_datetime
 
 from mail.address import Address
 from mail.envelope import Body, Envelope, Recipient
+from mail.folding import fold
 from mail.header_section import header_section
 from mail.message import Inline, Message, QueueId
 from mail.record import Accepted
@@ -26,7 +27,6 @@ QUOTED_BYTES_MAX = 32 << 10  # of the original message's header
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 _MESSAGE_ID = re.compile(rb"^message-id:(?:[ \t]|\r?\n[ \t])*(<[!-;=?-~]{1,900}>)", re.IGNORECASE | re.MULTILINE)
 _HEX_PAIR = re.compile(r"\+([0-9A-F]{2})")
-_FOLD_AT = 900  # RFC 5322 section 2.1.1: 998 octets at most, and UTF-8 may grow
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,8 @@ def failure_dsn(
     """
     sender = original.envelope.reverse_path
     assert sender is not None, "RFC 5321 section 4.5.5: no DSN about a DSN"
-    quoted = _complete_lines(header_section(headers, QUOTED_BYTES_MAX))
+    # Folded, because strict servers refuse longer lines, and a refused DSN is lost.
+    quoted = b"\r\n".join(map(fold, _complete_lines(header_section(headers, QUOTED_BYTES_MAX)).split(b"\r\n")))
     utf8 = (
         not sender.is_ascii
         or not all(failure.recipient.address.is_ascii and failure.recipient.original.is_ascii for failure in failures)
@@ -148,7 +149,7 @@ def _delivery_status_part(
     original: Message, failures: Sequence[FailedRecipient], hostname: str, now: datetime, utf8: bool
 ) -> bytes:
     """RFC 3464 section 2.1: the per-message fields, then one block per recipient."""
-    lines = []
+    lines: list[str] = []
     if original.envelope.envid is not None:
         lines.append(_header_field("Original-Envelope-Id", original.envelope.envid))
     lines += [
@@ -171,8 +172,8 @@ def _delivery_status_part(
         else:
             lines.append(_header_field("Diagnostic-Code", f"X-Eilpost; {reply}"))
         lines.append(f"Last-Attempt-Date: {format_datetime(now)}")
-    text = "\r\n".join(lines) + "\r\n"
-    return text.encode("utf-8", "replace") if utf8 else text.encode("ascii", "replace")
+    encoding = "utf-8" if utf8 else "ascii"
+    return b"".join(fold(line.encode(encoding, "replace")) + b"\r\n" for line in lines)
 
 
 def typed_address(address: Address) -> str:
@@ -190,8 +191,7 @@ def original_recipient(orcpt: str) -> str:
 
 
 def _header_field(name: str, value: str) -> str:
-    """One field without control characters, folded at spaces."""
-    return "\r\n ".join(_wrap(f"{name}: {_without_control(value)}", _FOLD_AT))
+    return f"{name}: {_without_control(value)}"
 
 
 def _wrap(text: str, width: int = 76) -> list[str]:

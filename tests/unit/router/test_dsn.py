@@ -48,6 +48,22 @@ def read(report: Accepted) -> tuple[EmailMessage, list[EmailMessage]]:
     return parsed, parts  # type: ignore[return-value]
 
 
+def test_long_lines_of_the_quoted_header_are_folded() -> None:
+    """A message with 40 references in one line, and a word that is longer than a line."""
+    references = b" ".join(b"<%d@%s.example.test>" % (number, b"m" * 40) for number in range(40))
+    header = b"References: " + references + b"\r\nX-Word: " + b"w" * 2000 + b"\r\n\r\ntext\r\n"
+    _, (_, _, quoted) = read(write(headers=header))
+    fields = message_from_bytes(quoted.get_payload(decode=True), policy=policy.default)
+    assert fields["References"].split() == references.decode().split()
+    assert fields["X-Word"].replace(" ", "") == "w" * 2000
+
+
+def test_fields_are_folded_by_octets() -> None:
+    """A reply of 900 characters that are three octets each."""
+    far = FailedRecipient(recipient("漢@far.test"), Reply(550, "5.1.1", "漢 " * 450), REMOTE)
+    read(write(far))
+
+
 def test_dsn_has_three_parts_and_goes_from_null_path_to_the_sender() -> None:
     report = write()
     assert report.message.envelope.reverse_path is None
