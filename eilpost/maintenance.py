@@ -8,20 +8,20 @@ logged and repeated in the next period.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
 import structlog
 
 from mail.log import LogUnavailable, LogUnusable
+from mail.log.queue_summary import QueueSummary
 from mail.spool import SpoolUnavailable
 from mail.tasks import is_set_within
 from mail.telemetry.log import CONSUMER_LAG
 
 if TYPE_CHECKING:
     from mail.log import Log
-    from mail.record import QueueEntry
     from mail.settings import SpoolSettings
     from mail.spool import Spool
 
@@ -36,7 +36,7 @@ ORDER_TOLERANCE = timedelta(hours=1)  # records are only roughly in the order of
 class QueueReader(Protocol):
     """The queue whose content a sweep must keep."""
 
-    def queue_entries(self) -> AsyncIterator[QueueEntry]: ...
+    async def summarize_queue(self, summary: QueueSummary) -> None: ...
 
     async def oldest_unconsumed(self) -> datetime | None: ...
 
@@ -85,8 +85,9 @@ class Maintenance:
             oldest_unread = await queue.oldest_unconsumed()
             if oldest_unread is not None:
                 older_than = min(older_than, oldest_unread - ORDER_TOLERANCE)
-            async for entry in queue.queue_entries():
-                older_than = min(older_than, entry.delivery.message.received)
+            summary = QueueSummary(limit=1)
+            await queue.summarize_queue(summary)
+            older_than = min(older_than, summary.total.oldest or older_than)
         removed = await self._spool.sweep(older_than)
         if removed:
             logger.info("spool swept", files=removed, older_than_days=round((now - older_than) / timedelta(days=1), 2))

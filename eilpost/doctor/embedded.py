@@ -9,6 +9,7 @@ from eilpost.doctor.finding import Finding, fail, ok
 from eilpost.doctor.machine import folder_finding, owner_finding, space_finding
 from mail.log import LogUnavailable, LogUnusable
 from mail.log.embedded.query_socket import EmbeddedHistory
+from mail.log.queue_summary import QueueSummary
 from mail.settings import LogSettings
 
 
@@ -25,7 +26,9 @@ async def _log_finding(path: Path) -> Finding:
     try:
         is_running = await history.is_running()
         backlog = await history.backlog()
-        queued = sum([1 async for _ in history.queue_entries()])
+        summary = QueueSummary(limit=1)
+        await history.summarize_queue(summary)
+        queued = summary.total.deliveries
     except (LogUnusable, LogUnavailable) as error:
         text, _, advice = str(error).partition(": ")
         return fail("log", text, *([advice] if advice else []))

@@ -38,6 +38,7 @@ from mail.settings import LogSettings
 
 CLOCK_SKEW_MAX = timedelta(minutes=5)  # between the ingress that assigned a queue id and the brokers
 _READ_LIMIT = 1000
+_YIELD_INTERVAL = 2000  # entries added to a summary between two yields to the event loop
 
 
 class KafkaHistoryReader:
@@ -78,7 +79,9 @@ class KafkaHistoryReader:
 
     async def summarize_queue(self, summary: QueueSummary) -> None:
         async for tp, frames in read_compacted_partitions(self._access, self._partitions(QUEUE)):
-            for key, frame in frames.items():
+            for number, (key, frame) in enumerate(frames.items(), 1):
+                if number % _YIELD_INTERVAL == 0:
+                    await asyncio.sleep(0)
                 try:
                     summary.add(frame)
                 except FrameError as reason:

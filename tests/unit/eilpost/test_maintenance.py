@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
@@ -13,7 +12,8 @@ from msgspec.structs import replace
 
 from eilpost.maintenance import ORDER_TOLERANCE, Maintenance
 from mail.log import Backlog, Log, LogUnavailable, LogUnusable
-from mail.message import QueueId
+from mail.log.codec import encode
+from mail.log.queue_summary import QueueSummary
 from mail.record import QueueEntry
 from mail.settings import SpoolSettings
 from mail.telemetry import REGISTRY
@@ -32,10 +32,10 @@ class _Log:
     async def oldest_unconsumed(self) -> datetime | None:
         return self.unread
 
-    async def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
+    async def summarize_queue(self, summary: QueueSummary) -> None:
         self.reads += 1
         for line in self.lines:
-            yield line
+            summary.add(encode(line) or b"")
         if self.unreadable:
             raise LogUnusable("a line cannot be read")
 
