@@ -1,7 +1,7 @@
 """Mailbox courier: final delivery into a mailbox of this system.
 
-Return-Path (RFC 5321 section 4.4) and Delivered-To are prepended; the message itself is not changed. The mailbox
-deduplicates by delivery id.
+Return-Path and Delivered-To are prepended, and Return-Path fields of the message are removed (RFC 5321 section 4.4);
+nothing else is changed. The mailbox deduplicates by delivery id.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import structlog
 
 from delivery.courier import same_outcome
 from mail.directory import Directory
+from mail.header_section import without_field
 from mail.outcome import Outcome
 from mail.record import Delivery
 from mail.reply import Reply
@@ -55,7 +56,7 @@ class MailboxCourier:
         try:
             async with asyncio.timeout(APPEND_TIMEOUT_SECONDS):
                 is_new = await self._mailboxes.append(
-                    route.owner, delivery.id, header.encode() + content, user.quota_bytes
+                    route.owner, delivery.id, header.encode() + without_field(content, b"return-path"), user.quota_bytes
                 )
         except TimeoutError:
             # The message may be stored all the same; the next attempt is deduplicated by the delivery id.

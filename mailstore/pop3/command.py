@@ -82,7 +82,7 @@ class Malformed:
 
 Command = User | Password | Auth | Keyword | Listing | ListMessage | Retrieve | Delete | Malformed
 
-_NUMBER = re.compile(rb"[0-9]{1,9}\Z")
+_NUMBER = re.compile(rb"[0-9]{1,20}\Z")  # clients ask TOP for 2147483647 lines and more
 _USAGE = {
     b"USER": "USER needs one name",
     b"PASS": "PASS needs a password",

@@ -56,6 +56,16 @@ async def test_mailbox_gets_trace_headers_and_unchanged_message() -> None:
     assert len(box.stored) == 1
 
 
+async def test_return_path_of_the_message_is_removed() -> None:
+    box = FakeMailboxes()
+    foreign = b"Return-Path: <other@example.test>\r\n" + CONTENT
+    await mailbox_courier(box).deliver(delivery(mailbox(), "alice@example.test"), foreign)
+    (stored,) = box.stored.values()
+    assert stored.startswith(b"Return-Path: <sender@example.test>\r\n")
+    assert stored.endswith(CONTENT)
+    assert stored.count(b"Return-Path:") == 1
+
+
 async def test_null_reverse_path_is_written_as_empty_return_path() -> None:
     box = FakeMailboxes()
     await mailbox_courier(box).deliver(
