@@ -130,9 +130,9 @@ def _unknown_key(section: str, key: str, name: Callable[[str], str] = str) -> st
     if new := RENAMED.get(f"{section}.{key}"):
         return f"is now called {name(new)}: rename it"
     hint = _suggestion(key, _SECTIONS[section].model_fields)
-    elsewhere = [f"{name}.{key}" for name, table in _SECTIONS.items() if key in table.model_fields]
-    if not hint and elsewhere:
-        hint = f"; did you mean {' or '.join(elsewhere)}?"
+    sections = [f"[{other}]" for other, table in _SECTIONS.items() if key in table.model_fields]
+    if not hint and sections:
+        hint = f"; {' and '.join(sections)} {'has' if len(sections) == 1 else 'have'} a key of this name"
     return "there is no such key" + (hint or f"; [{section}] has {', '.join(_SECTIONS[section].model_fields)}")
 
 

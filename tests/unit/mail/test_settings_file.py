@@ -98,7 +98,12 @@ def test_environment_overrides_single_keys_of_the_file(file: Path) -> None:
         ('smtp_listen = "127.0.0.1:25"', "smtp_listen", "it is a key of [ingress]"),
         ('log = "x"', "log", "write [log]"),
         ('[ingress]\nmax_mesage_size = "1MiB"', "ingress.max_mesage_size", "did you mean max_message_size?"),
-        ('[ingress]\nqueue_lifetime = "5d"', "ingress.queue_lifetime", "router.queue_lifetime"),
+        (
+            '[ingress]\nqueue_lifetime = "5d"',
+            "ingress.queue_lifetime",
+            "there is no such key; [router] has a key of this name",
+        ),
+        ('[ingress]\ntls_cert = "x"', "ingress.tls_cert", "there is no such key; [log] has a key of this name"),
         ("[ingress]\nxyz = 1", "ingress.xyz", "[ingress] has smtp_listen,"),
         ("[ingress]\nmax_message_size = 3", "ingress.max_message_size", "a size has a unit"),
         ('[ingress]\nmax_message_size = "3"', "ingress.max_message_size", "a size with its unit"),
@@ -233,7 +238,7 @@ def test_every_number_has_bounds(file: Path, section: str, key: str) -> None:
         ("EILPOST_ROUTER__RETRY_DELAYS", "[" * 100_000, "is not a list"),
         ("EILPOST_LOG__URL", "embedded:/", "log.url: found"),
         ("EILPOST_LOG__URL", "embedded:.", "a file is missing"),
-        ("EILPOST_ROUTER__QUEUE_LIFETIME", "5", "router.queue_lifetime"),
+        ("EILPOST_ROUTER__QUEUE_LIFETIME", "5", "there is no such key; [router] has a key of this name"),
         ("EILPOST_LOG__URL", "oracle:", "log.url"),
     ],
 )
