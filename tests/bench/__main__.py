@@ -97,7 +97,10 @@ def main() -> int:
                 print(start.one_line(taken))
             return 0
         if options.what == "queue":
-            for view in queue_view.measure(options.rounds or 5):
+            views = queue_view.measure(options.rounds or 5)
+            if no_kafka is None:
+                views.append(queue_view.measure_kafka(options.rounds or 5))
+            for view in views:
                 print(queue_view.one_line(view))
             return 0
         if options.what == "latency":

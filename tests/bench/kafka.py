@@ -17,8 +17,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from deploy.kafka.cluster import Cluster
-from tests.bench import latency, machine, report
+from tests.bench import latency, machine, queue_view, report
 from tests.bench.load import CountingSink, Round, Scenario, drive
+from tests.bench.queue_view import View
 from tests.bench.servers import PostfixServer, Server
 from tests.support.faults.accounting import AccountedMessage, Sink, Source
 from tests.support.servers.eilpost_process import EILPOST, EilpostProcess
@@ -201,7 +202,7 @@ def run(docs: Path, *, quick: bool) -> None:
     scaled = scale(quick=quick, rounds=2 if quick else _SCALE_ROUNDS)
     rates = [report.median(lines, "eilpost", lambda line: line.end_to_end_rate) for lines in results.values()]
     delays = {half: append_delay(half, quick=quick) for half in (max(10, int(rate / 2)) for rate in rates)}
-    text = _text(results, shares, scaled, delays)
+    text = _text(results, shares, scaled, delays, queue_view.measure_kafka())
     print(text)
     if not quick:
         report.write_part(docs, report.KAFKA, text)
@@ -219,6 +220,7 @@ def _text(
     shares: dict[str, float],
     scaled: Sequence[Round],
     delays: Mapping[int, tuple[float, float]],
+    view: View,
 ) -> str:
     rounds = max(len(lines) for lines in results.values()) // 2
     others = max(line.other_cpu_share for lines in [*results.values(), scaled] for line in lines)
@@ -279,6 +281,10 @@ Time from the final dot to the 250, at half of each rate above, steady, 10 kB, o
 | messages /s | median, ms | p99, ms |
 |---:|---:|---:|
 {appends}
+### A long queue
+
+{queue_view.one_line(view)}
+
 * At most {others:.0%} of the machine was busy with work other than the servers and their load.{care}
 {facts}
 

@@ -1,4 +1,6 @@
-"""Duration of `eilpost queue` over 100,000 deliveries in the embedded log: with and without a process that holds it."""
+"""Duration of `eilpost queue` over 100,000 deliveries: in the embedded log, with and without a process that holds it,
+and on Kafka.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,27 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
 
+from aiokafka import AIOKafkaProducer
+from msgspec.structs import replace
+
+from deploy.kafka.cluster import Cluster
 from mail.address import Address
 from mail.envelope import Envelope, Recipient
+from mail.log.codec import encode
 from mail.log.embedded import EmbeddedLog
 from mail.log.embedded.commit import Change
 from mail.log.embedded.store import Store
-from mail.log.topics import ShardCounts
+from mail.log.kafka.access import BATCH_BYTES, make_access
+from mail.log.kafka.topics import SHARDS
+from mail.log.topics import QUEUE, ShardCounts, place
 from mail.message import Client, Message, Spooled, delivery_id
 from mail.queue_id import new_queue_id
-from mail.record import Delivery, QueueEntry, WaitCause, Waiting
+from mail.record import Active, Delivery, QueueEntry, WaitCause, Waiting
 from mail.reply import Reply
 from mail.route import ToMx
 from mail.settings import LogSettings
-from tests.support.servers.eilpost_process import EILPOST
+from tests.support.servers.eilpost_process import EILPOST, directory_toml
+from tests.support.servers.kafka import QUICK
 
 DELIVERIES = 100_000
 _SITES = 200
@@ -46,8 +56,23 @@ def measure(runs: int = 5) -> list[View]:
     with tempfile.TemporaryDirectory(prefix="eilpost-queue-") as folder:
         database = Path(folder) / "log.db"
         _fill(database)
-        without = View("no process holds the log", tuple(_view(database) for _ in range(runs)))
+        url = f"embedded:{database}"
+        without = View("no process holds the log", tuple(_view(url) for _ in range(runs)))
         return [without, asyncio.run(_measure_in_use(database, runs))]
+
+
+def measure_kafka(runs: int = 5) -> View:
+    """On a broker of its own. Each delivery has two records, as after one attempt, and the topic is not compacted."""
+    with tempfile.TemporaryDirectory(prefix="eilpost-queue-") as folder:
+        broker = Cluster(1, Path(folder) / "kafka", settings=QUICK, heap="1g", optimized=True)
+        broker.start()
+        try:
+            url = f"kafka://{broker.bootstrap}"
+            _eilpost(url, "topics", "create")
+            asyncio.run(_fill_kafka(url))
+            return View("Kafka", tuple(_view(url) for _ in range(runs)))
+        finally:
+            broker.stop(timeout_seconds=0)
 
 
 def one_line(view: View) -> str:
@@ -62,22 +87,30 @@ async def _measure_in_use(database: Path, runs: int) -> View:
     log = EmbeddedLog(database, LogSettings())
     await log.start()
     try:
-        seconds = [await asyncio.to_thread(_view, database) for _ in range(runs)]
+        seconds = [await asyncio.to_thread(_view, f"embedded:{database}") for _ in range(runs)]
     finally:
         await log.close()
     return View("an idle process holds the log", tuple(seconds))
 
 
-def _view(database: Path) -> float:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("EILPOST_")}
-    environment["EILPOST_LOG__URL"] = f"embedded:{database}"
+def _view(url: str) -> float:
     began = time.monotonic()
-    done = subprocess.run(
-        [str(EILPOST), "queue"], cwd=database.parent, env=environment, capture_output=True, text=True, check=True
-    )
+    output = _eilpost(url, "queue")
     seconds = time.monotonic() - began
-    assert f"{DELIVERIES:,}" in done.stdout, done.stdout[-500:]
+    assert f"{DELIVERIES:,}" in output, output[-500:]
     return seconds
+
+
+def _eilpost(url: str, *command: str) -> str:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("EILPOST_")}
+    environment |= {"EILPOST_LOG__URL": url, "EILPOST_LOG__REPLICATION": "1", "EILPOST_LOG__DURABILITY": "dev"}
+    with tempfile.TemporaryDirectory(prefix="eilpost-queue-") as folder:
+        (Path(folder) / "eilpost.toml").touch()
+        (Path(folder) / "directory.toml").write_text(directory_toml())
+        done = subprocess.run(
+            [str(EILPOST), *command], cwd=folder, env=environment, capture_output=True, text=True, check=True
+        )
+    return done.stdout
 
 
 def _fill(database: Path) -> None:
@@ -90,6 +123,28 @@ def _fill(database: Path) -> None:
             store.commit([change])
     finally:
         store.close()
+
+
+async def _fill_kafka(url: str) -> None:
+    settings = LogSettings(url=url)
+    access = make_access(settings)
+    counts = ShardCounts(SHARDS)
+    producer = AIOKafkaProducer(acks="all", linger_ms=20, max_batch_size=BATCH_BYTES, **access.client_options(60.0))
+    await producer.start()
+    try:
+        every = _entries()
+        while entries := list(islice(every, _BATCH)):
+            sends = []
+            for entry in entries:
+                at = place(entry, counts)
+                active = replace(entry, state=Active(entry.delivery.message.received), attempts=0, last=None)
+                sends += [
+                    await producer.send(access.topic(QUEUE), encode(record), at.key.encode(), at.shard)
+                    for record in (active, entry)
+                ]
+            await asyncio.gather(*sends)
+    finally:
+        await producer.stop()
 
 
 def _entries() -> Iterator[QueueEntry]:
