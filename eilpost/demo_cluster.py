@@ -25,9 +25,10 @@ from eilpost.child_supervisor import ChildSupervisor
 from eilpost.demo_sink import DemoSink, sink_port
 from eilpost.listen import is_in_use
 from eilpost.wiring import log_settings
+from mail.backoff import backoff
 from mail.service import EXIT_UNUSABLE, ServiceError
 from mail.settings import LogSettings
-from mail.tasks import background
+from mail.tasks import background, is_set_within
 
 BROKERS = "kafka://127.0.0.1:9092,127.0.0.1:9093,127.0.0.1:9094"
 BROKERS_SECONDS = 60.0  # how long a start waits for them
@@ -53,7 +54,7 @@ sender_domain_must_resolve = false
 
 {demo.RELAY}"""
 
-_RESTART_SECONDS = 1.0
+_RESTART_SECONDS, _RESTART_SECONDS_MAX = 1.0, 30.0
 _STOP_SECONDS = 15.0  # longer than `node.drain_timeout` above
 _MORE_USERS = 20  # mailboxes in all shards
 
@@ -208,7 +209,7 @@ async def _supervise(
     """Run the process and restart it until `stop`, then end it."""
     stopping = asyncio.ensure_future(stop.wait())
     log_file = path.parent / f"{member.name}.log"
-    quick_exits = 0
+    pauses = backoff(_RESTART_SECONDS, _RESTART_SECONDS_MAX)
     try:
         while not stop.is_set():
             started_at = time.monotonic()
@@ -233,8 +234,9 @@ async def _supervise(
                 _print_line(f"  {member.name} cannot run: {last}")
             else:
                 _print_line(f"  {member.name} {_exit_text(status)}; restarting")
-            quick_exits = quick_exits + 1 if time.monotonic() - started_at < _RESTART_SECONDS * 5 and status > 0 else 0
-            await asyncio.wait({stopping}, timeout=_RESTART_SECONDS * min(30, 1 + quick_exits * quick_exits))
+            if time.monotonic() - started_at >= _RESTART_SECONDS * 5 or status <= 0:
+                pauses = backoff(_RESTART_SECONDS, _RESTART_SECONDS_MAX)
+            await is_set_within(stop, next(pauses))
     finally:
         stopping.cancel()
 
