@@ -40,7 +40,6 @@ class SmtpCourier:
         sources = SourceAddresses(settings.source_addresses)
         targets = TargetSelector(
             resolver=resolver,
-            hostname=hostname,
             port=settings.mx_port,
             prefer_ipv6=settings.prefer_ipv6,
             source_refusal=sources.source_refusal,

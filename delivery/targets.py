@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from operator import itemgetter
 from typing import assert_never
 
 from mail.reply import Reply
@@ -19,9 +19,6 @@ from mail.route import Route, ToMailbox, ToMx, ToRelay, Unresolved
 TARGETS_MAX = 8
 HOSTS_MAX = 20  # look-ups per attempt, so that many hosts without addresses do not delay it for hours
 
-LOOPS_BACK = Reply(
-    554, "5.4.6", "Mail for this domain loops back to this server: it is the domain's best mail exchanger"
-)
 NO_ADDRESS = Reply(550, "5.4.4", "No mail exchanger of the domain has an address")
 
 
@@ -48,21 +45,19 @@ class NoTarget:
 
 
 class TargetSelector:
-    """Selects targets. `port`: of mail exchangers; `hostname`: of this server. `source_refusal(ip)`: why there is no
-    source address for connections to `ip`, or None.
+    """Selects targets. `port`: of mail exchangers. `source_refusal(ip)`: why there is no source address for connections
+    to `ip`, or None.
     """
 
     def __init__(
         self,
         *,
         resolver: Resolver,
-        hostname: str,
         port: int,
         prefer_ipv6: bool,
         source_refusal: Callable[[str], Reply | None] = lambda _ip: None,
     ) -> None:
         self._resolver = resolver
-        self._hostname = hostname.lower().rstrip(".")
         self._port = port
         self._prefer_ipv6 = prefer_ipv6
         self._source_refusal = source_refusal
@@ -75,9 +70,6 @@ class TargetSelector:
                 hosts, port = [route.host], route.port
             case ToMx():
                 hosts, port = self._exchangers(route.hosts), self._port
-                if not hosts:
-                    yield NoTarget(LOOPS_BACK)
-                    return
             case ToMailbox() | Unresolved():
                 raise AssertionError(f"not a route to a server: {route}")
             case _:
@@ -113,16 +105,10 @@ class TargetSelector:
         return NoTarget(NO_ADDRESS)
 
     def _exchangers(self, hosts: Sequence[tuple[int, str]]) -> list[str]:
-        """By preference, shuffled among equals, without this server and hosts not better (RFC 5321 section 5.1)."""
-        own_preference = min((preference for preference, name in hosts if name == self._hostname), default=None)
-        ordered = []
-        for preference, group in groupby(sorted(hosts), key=lambda host: host[0]):
-            if own_preference is not None and preference >= own_preference:
-                break
-            names = [name for _, name in group]
-            self._random.shuffle(names)
-            ordered += names
-        return ordered
+        """By preference, shuffled among equals (RFC 5321 section 5.1)."""
+        shuffled = list(hosts)
+        self._random.shuffle(shuffled)
+        return [name for _, name in sorted(shuffled, key=itemgetter(0))]
 
     def _order_addresses(self, addresses: Sequence[str]) -> list[str]:
         """A host's addresses: the preferred family first, shuffled within each family."""

@@ -195,7 +195,7 @@ async def test_single_connection_is_shared_by_sites() -> None:
 
 async def test_close_after_a_reply_does_not_reduce_the_connection_limit() -> None:
     own_envelope = delivery(relay(1)).message.envelope
-    hosts = TargetSelector(resolver=HostResolver(), hostname="us.test", port=25, prefer_ipv6=True)
+    hosts = TargetSelector(resolver=HostResolver(), port=25, prefer_ipv6=True)
     pool = Pool(targets=hosts, settings=DeliverySettings(), hostname="us.test")
     async with ScriptedRemote() as remote:
         route = relay(remote.port)
@@ -235,7 +235,7 @@ async def test_close_does_not_wait_for_an_unresponsive_server() -> None:
 
 async def test_sites_without_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "_SITES_MAX", 10)
-    hosts = TargetSelector(resolver=HostResolver(mx=NoSuchDomain()), hostname="us.test", port=25, prefer_ipv6=True)
+    hosts = TargetSelector(resolver=HostResolver(mx=NoSuchDomain()), port=25, prefer_ipv6=True)
     pool = Pool(targets=hosts, settings=DeliverySettings(), hostname="us.test", timeouts=SHORT_TIMEOUTS)
     unreachable = relay(free_port())
     assert isinstance(await pool.acquire(unreachable), Reply)
