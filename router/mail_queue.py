@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Container, Hashable, Iterable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from heapq import heapify, heappop, heappush
 from typing import TypeVar, assert_never, cast
@@ -56,15 +55,6 @@ class _SiteState:
         self.due_by_tenant: OrderedDict[str, deque[tuple[datetime, DeliveryId]]] = OrderedDict()  # next tenant first
 
 
-@dataclass(frozen=True, slots=True)
-class SiteLoad:
-    """Open entries and active deliveries of a site."""
-
-    entries: int
-    active: int
-    active_bytes: int
-
-
 class MailQueue:
     """The open deliveries of one shard."""
 
@@ -104,10 +94,6 @@ class MailQueue:
     @property
     def open_recipients(self) -> int:
         return sum(self._recipients.values())
-
-    def site_loads(self) -> dict[str, SiteLoad]:
-        """Every site with open entries."""
-        return {name: SiteLoad(site.entries, site.active, site.active_bytes) for name, site in self._sites.items()}
 
     def is_below_limits(self, site_name: str, size_bytes: int, limits: SiteLimits) -> bool:
         """Whether one more delivery to the site may become active."""

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -206,12 +207,25 @@ def of_kind(kind: type, records: Sequence[Record]) -> list:  # type: ignore[type
     return [record for record in records if isinstance(record, kind)]
 
 
+class SiteLoad(NamedTuple):
+    """Open entries and active deliveries of a site."""
+
+    entries: int
+    active: int
+    active_bytes: int
+
+
+def site_loads(queue: MailQueue) -> dict[str, SiteLoad]:
+    """Every site with open entries."""
+    return {name: SiteLoad(site.entries, site.active, site.active_bytes) for name, site in queue._sites.items()}
+
+
 def is_same_queue(queue: MailQueue, other_queue: MailQueue) -> bool:
     """Whether all queries of two queues give the same results."""
     return (
         {entry.delivery.id: entry for entry in queue.entries()}
         == {entry.delivery.id: entry for entry in other_queue.entries()}
-        and queue.site_loads() == other_queue.site_loads()
+        and site_loads(queue) == site_loads(other_queue)
         and queue.recipients() == other_queue.recipients()
         and queue.active == other_queue.active
         and set(queue.indexed()) == set(other_queue.indexed())

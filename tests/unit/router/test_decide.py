@@ -53,6 +53,7 @@ from tests.support.builders.routing import (
     of_kind,
     policy,
     recipient,
+    site_loads,
     snapshot,
 )
 
@@ -347,7 +348,7 @@ def test_retry_uses_current_mx_records_and_relay() -> None:
     shard.advance(timedelta(minutes=2))
     (request,) = shard.dispatched.values()
     assert request.delivery.route == ToMx("far.test", ((10, "new.far.test"),))
-    assert set(shard.queue.site_loads()) == {"mx:new.far.test"}
+    assert set(site_loads(shard.queue)) == {"mx:new.far.test"}
     shard.attempt(request.delivery.id, deferred(recipient("u@far.test")))
     shard.policy = replace(shard.policy, relay=RELAY)  # a relay was configured in the meantime
     shard.advance(timedelta(hours=1))

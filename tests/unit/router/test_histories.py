@@ -31,6 +31,7 @@ from tests.support.builders.routing import (
     failed,
     is_same_queue,
     policy,
+    site_loads,
     snapshot,
 )
 
@@ -231,7 +232,7 @@ class Histories(RuleBasedStateMachine):
     def limits_hold(self) -> None:
         limits = self.simulator.policy.limits
         assert self.simulator.queue.active <= limits.deliveries_per_shard
-        for load in self.simulator.queue.site_loads().values():
+        for load in site_loads(self.simulator.queue).values():
             assert load.active <= limits.deliveries_per_site
             assert load.active_bytes <= limits.bytes_per_site or load.active == 1
 
@@ -276,7 +277,7 @@ class Histories(RuleBasedStateMachine):
         assert not simulator.entries
         assert not simulator.dsns
         assert len(simulator.queue) == 0
-        assert simulator.queue.site_loads() == {}
+        assert site_loads(simulator.queue) == {}
         assert simulator.open_by_ledger() == 0
         assert all(
             record.message.envelope.reverse_path is None for record in simulator.records if type(record) is Accepted
