@@ -34,7 +34,6 @@ DELIVERED_REPLY_LOST = Reply(250, "2.0.0", "Delivered; the server's reply could 
 SPOOL_UNAVAILABLE = Reply(451, "4.3.0", "The spool with the message content is not available")
 SPOOL_DAMAGED = Reply(451, "4.3.0", "The message content is missing or damaged")
 
-PROMPT_SECONDS = 60.0  # an attempt that ends within this time counts as responsive
 _SPOOL_BACKOFF_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0)
 
 
@@ -46,11 +45,6 @@ class AttemptResult:
     started: datetime
     seconds: float
     content: bytes
-
-    @property
-    def is_responsive(self) -> bool:
-        """Whether the next hop replied about a recipient and the attempt ended within `PROMPT_SECONDS`: no tarpit."""
-        return self.seconds <= PROMPT_SECONDS and any(outcome.remote is not None for outcome in self.outcomes)
 
 
 class AttemptRunner:

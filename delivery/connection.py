@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import cast
 
 from delivery.client_session import ClientSession, Phase, Timeouts
+from delivery.peer import PeerKey
 from delivery.transaction import TransactionResult
 from mail.envelope import Envelope
 from mail.reply import Reply
@@ -25,13 +26,16 @@ class Connection(asyncio.Protocol):
 
     def __init__(
         self,
+        key: PeerKey,
         session: ClientSession,
         timeouts: Timeouts,
         on_closed: Callable[[Connection], None],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
+        self.key = key
         self.session = session
         self.transactions = 0
+        self.acquired_at = 0.0
         self.idle_since = 0.0
         self.deadline = float("inf")
         self._timeouts = timeouts

@@ -1,24 +1,26 @@
-"""Outbound connection pool of a process, keyed by site.
+"""Outbound connection pool of a process: the asyncio shell of `delivery/assignment.py`.
 
-Connections are limited per site (`SiteConcurrency`) and in total. A waiting delivery is woken when a connection is
-idle or may be opened and when its site is found unreachable. One periodic sweep enforces all deadlines.
+Connections are limited per site, by its AIMD window, and in total. One periodic sweep enforces all deadlines.
 """
 
 from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 
 import structlog
 
+from delivery.assignment import Assignment, Close, Give, Peer, Refuse
 from delivery.client_session import ClientSession, Timeouts
 from delivery.connection import Connection
-from delivery.site import Site
-from delivery.site_concurrency import SiteConcurrency
+from delivery.peer import PeerKey
+from delivery.site_window import SiteWindows
 from delivery.source_addresses import NoSource, SourceAddresses
 from delivery.targets import NoTarget, Target, TargetSelector
+from delivery.transaction import TransactionResult
 from mail.reply import Reply
+from mail.resolver import Resolver
 from mail.route import RelayProtocol, Route, ToRelay
 from mail.settings_roles import DeliverySettings
 from mail.telemetry.delivery import CONNECTION_ERRORS, SLOT_WAIT
@@ -29,17 +31,30 @@ logger = structlog.get_logger()
 # connection.
 SHUTTING_DOWN = Reply(451, "4.3.2", "This server is shutting down")
 SITE_BACKED_OFF = Reply(451, "4.4.1", "Not tried: the site was unreachable a moment ago")
-CONNECTION_TIMED_OUT = Reply(451, "4.4.1", "connection timed out")
-CONNECTION_REFUSED = Reply(451, "4.4.1", "connection refused")
 NOT_CONNECTED = Reply(451, "4.4.1", "not connected")
 CONNECTION_LOST = Reply(451, "4.4.2", "connection lost")
+_CONNECT_ERRORS = {
+    TimeoutError: ("timeout", "connection timed out"),
+    ConnectionRefusedError: ("refused", "connection refused"),
+}
 
-_SITE_RETENTION_SECONDS = 600.0  # the state of a site without connections is dropped after this time
-_SITES_MAX = 5000  # beyond it, the state of every site without connections is dropped at once
 _RECENT_SUCCESS_SECONDS = 60.0
-_YIELD_AFTER_TRANSACTIONS = 20  # a site then closes its last connection if another site has none
 # A site that worked recently and refuses connections is usually restarting: retry before it is backed off.
 _RECONNECT_DELAYS_SECONDS = (0.25, 0.75, 1.5)
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A delivery that waits for a connection; the result None means that it opens one."""
+
+    reuse: bool
+    future: asyncio.Future[Connection | Reply | None]
+
+    def done(self) -> bool:
+        return self.future.done()
+
+
+_Peer = Peer[Connection, _Waiting]
 
 
 class Pool:
@@ -48,234 +63,205 @@ class Pool:
     def __init__(
         self,
         *,
-        targets: TargetSelector,
         settings: DeliverySettings,
+        windows: SiteWindows,
+        resolver: Resolver,
         hostname: str,
-        sources: SourceAddresses | None = None,
         timeouts: Timeouts | None = None,
     ) -> None:
-        self._targets = targets
-        self._hostname = hostname
-        self._sources = sources or SourceAddresses(())
+        self._sources = SourceAddresses(settings.source_addresses)
+        self._targets = TargetSelector(resolver, settings, self._sources)
+        self._hostname = settings.ehlo_name or hostname
         self._timeouts = timeouts or Timeouts()
-        self._connections_per_site = settings.max_connections_per_site
-        self._connections_max = settings.max_connections
+        self._settings = settings
         self._idle_seconds = settings.idle_timeout.total_seconds()
-        self._messages_per_connection = settings.max_messages_per_connection
-        self._connect_seconds = settings.connect_timeout.total_seconds()
-        self._backoff_seconds = settings.reconnect_backoff.total_seconds()
-        self._sites: dict[str, Site] = {}
-        self._starved: dict[Site, None] = {}  # sites that wait because of the total limit, longest first
-        self._connections: dict[Connection, Site] = {}
+        self._assignment: Assignment[Connection, _Waiting] = Assignment(windows, settings.max_connections)
         self._handshakes: set[Connection] = set()
-        self._total = 0
-        self._closed = False
         self._sweeper: asyncio.TimerHandle | None = None  # None before the first use and after `close`
         self._sweep_seconds = max(0.01, min(1.0, min(self._idle_seconds, *astuple(self._timeouts)) / 4))
 
-    async def acquire(self, route: Route, *, reuse: bool = True) -> Connection | Reply:
+    async def acquire(self, key: PeerKey, route: Route, *, reuse: bool = True) -> Connection | Reply:
         """A connection ready for a transaction, a new one unless `reuse`; return it with `release`. If there is none, a
         local reply, 4xx if the cause may be temporary.
         """
         if self._sweeper is None:
             self._sweep()
-        name = route.site
-        site = self._sites.get(name)
-        if site is None:
-            site = self._sites[name] = Site(name, SiteConcurrency(self._connections_per_site, self._backoff_seconds))
+        loop = asyncio.get_running_loop()
         while True:
-            site = self._sites.setdefault(name, site)  # the sweep may have dropped the site during a wait
-            now = asyncio.get_running_loop().time()
-            site.last_used = now
-            if self._closed:
-                return SHUTTING_DOWN
-            is_below_limit = site.count < site.concurrency.connection_limit
-            if not reuse and site.idle and not (is_below_limit and self._total < self._connections_max):
-                site.idle.pop(0).abort("connection limit")
-                await asyncio.sleep(0)  # until connection_lost was called
+            started = loop.time()
+            delivery = _Waiting(reuse, loop.create_future())
+            peer = self._assignment.add(key, delivery, started)
+            self._assign(peer, started)
+            if not delivery.done():
+                await self._wait(peer, delivery)
+                SLOT_WAIT.observe(loop.time() - started)
+                started = loop.time()
+            acquired = delivery.future.result()
+            if acquired is None:
+                acquired = await self._open(peer, route)
+            elif isinstance(acquired, Connection) and not acquired.usable:  # closed since it was assigned
+                acquired.quit()
+                self._assignment.on_unused(peer, None, started)
+                self._assign(peer)
                 continue
-            while site.idle and reuse:
-                connection = site.idle.pop()
-                if connection.usable:
-                    return connection
-                connection.abort("no longer usable")
-            if not site.connections and (reason := site.concurrency.backoff_reason(now)) is not None:
-                site.wake_waiter()  # each woken waiter wakes the next
-                return SITE_BACKED_OFF.with_text(f"{SITE_BACKED_OFF.text}: {reason}")
-            if is_below_limit:
-                if self._total < self._connections_max:
-                    opened = await self._open(site, route)
-                    if opened is not None:
-                        return opened
-                    continue  # wait for one of the site's other connections
-                self._starved[site] = None
-                self._close_oldest_idle(site)
-            released = await self._wait_for_connection(site)
-            if released is not None:
-                if released.usable and reuse:
-                    return released
-                released.quit()
+            if isinstance(acquired, Connection):
+                acquired.acquired_at = started
+            if acquired is not None:
+                return acquired
 
-    def drop_idle(self, route: Route, remote: str) -> None:
-        """A connection to `remote` was stale: close its idle connections, which are probably stale too."""
-        site = self._sites.get(route.site)
-        if site is not None:
-            for connection in [idle for idle in site.idle if idle.session.remote == remote]:
-                site.idle.remove(connection)
-                connection.abort("stale")
-
-    def release(
-        self, route: Route, connection: Connection, *, connection_lost: bool = False, failure: str | None = None
-    ) -> None:
-        """Return a connection after a transaction. `connection_lost`: the connection broke; `failure`: the reason, if
-        it was the first transaction.
+    def release(self, connection: Connection, result: TransactionResult | None) -> bool:
+        """Return a connection after a transaction, None if it was cancelled. True if the connection was stale: lost
+        before the final dot, after earlier transactions; then repeat the transaction on a new one.
         """
         now = asyncio.get_running_loop().time()
-        site = self._sites.get(route.site)
-        if site is None:  # dropped during a transaction of many minutes
-            connection.abort("closed")
-            return
-        if connection_lost:
-            if connection in site.connections:  # counts until it is closed
+        peer = self._assignment.peers[connection.key]
+        window = peer.window
+        reusable = is_stale = False
+        if result is None:
+            connection.abort("cancelled")
+        elif result.connection_lost:
+            connection.quit()  # counts until it is closed
+            window.on_overload(window.connections - (connection in peer.connections))
+            if connection.transactions == 1:
+                window.on_first_transaction_failed(result.outcomes[-1].reply.text, now)
+            elif not result.dot_sent:
+                is_stale = True
+                for idle in [idle for idle in peer.idle if idle.session.remote == connection.session.remote]:
+                    self._assignment.take_idle(idle).abort("stale")  # probably
+        else:
+            window.on_transaction(now - connection.acquired_at, now)
+            reusable = (
+                connection.usable  # else the server closed it after its reply: allowed, and no sign of overload
+                and connection.transactions < self._settings.max_messages_per_connection
+                and not self._assignment.closed
+                and not self._assignment.has_to_yield(peer, connection.transactions)
+            )
+            if not reusable:
                 connection.quit()
-            site.concurrency.on_overload(site.count - (connection in site.connections))
-            if failure is not None:
-                site.concurrency.on_first_transaction_failed(failure, now)
-            return
-        site.last_success = site.last_used = now
-        site.concurrency.on_success()
-        if (
-            self._closed
-            or not connection.usable  # the server closed it after its reply: allowed, and no sign of overload
-            or connection.transactions >= self._messages_per_connection
-            or self._has_to_yield(site, connection)
-        ):
-            connection.quit()
-        elif not site.wake_waiter(connection):
-            if self._starved:
-                connection.quit()  # other sites wait for the total limit
-            else:
-                connection.idle_since = now
-                site.idle.append(connection)
-        if site.waiters and site.count < site.concurrency.connection_limit:
-            site.wake_waiter()  # the limit has grown
-
-    def _has_to_yield(self, site: Site, connection: Connection) -> bool:
-        """Whether `connection` must be closed because the total limit leaves another site without a connection."""
-        if site.count == 1 and connection.transactions % _YIELD_AFTER_TRANSACTIONS:
-            return False
-        return any(starved.waiters and not starved.count for starved in self._starved)
+        self._assignment.on_unused(peer, connection if reusable else None, now)
+        self._assign(peer, now)
+        return is_stale
 
     async def close(self) -> None:
         """Send QUIT on every connection and close all within a second."""
-        self._closed = True
-        for site in self._sites.values():
-            site.idle.clear()
-            while site.wake_waiter():
-                pass
-        for connection in list(self._connections):
+        self._assignment.closed = True
+        for peer in list(self._assignment.peers.values()):
+            self._assign(peer)
+        for connection in list(self._assignment.owners):
             connection.quit()
         for _ in range(100):
-            if not self._connections:
+            if not self._assignment.owners:
                 break
             await asyncio.sleep(0.01)
-        for connection in list(self._connections):
+        for connection in list(self._assignment.owners):
             connection.abort("closed")
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
 
+    # Assigning
+
+    def _assign(self, peer: _Peer, now: float | None = None) -> None:
+        """After every change of a peer: decide who gets which connection, and wake those deliveries."""
+        for decision in self._assignment.assign(peer, now or asyncio.get_running_loop().time()):
+            match decision:
+                case Give(delivery, connection):
+                    delivery.future.set_result(connection)
+                case Refuse(delivery, reason):
+                    refusal = SITE_BACKED_OFF.with_text(f"{SITE_BACKED_OFF.text}: {reason}")
+                    delivery.future.set_result(SHUTTING_DOWN if reason is None else refusal)
+                case Close(connection):
+                    connection.quit()
+
+    async def _wait(self, peer: _Peer, delivery: _Waiting) -> None:
+        try:
+            await delivery.future
+        except asyncio.CancelledError:
+            if delivery in peer.waiting:
+                peer.waiting.remove(delivery)
+            if not delivery.future.cancelled():  # assigned at the same time
+                given = delivery.future.result()
+                if given is None:
+                    self._assignment.on_not_opened(peer)
+                elif isinstance(given, Connection):
+                    self._assignment.on_unused(peer, given, asyncio.get_running_loop().time())
+            self._assign(peer)
+            raise
+
+    def _on_connection_closed(self, connection: Connection) -> None:
+        peer = self._assignment.on_closed(connection)
+        if peer is not None:
+            self._assign(peer)
+
     # Opening
 
-    async def _open(self, site: Site, route: Route) -> Connection | Reply | None:
-        """A new connection, or why it failed; None if the site has other connections to wait for."""
-        site.opening += 1
-        self._total += 1
-        opened: Connection | None = None
+    async def _open(self, peer: _Peer, route: Route) -> Connection | Reply | None:
+        """A new connection, or why it failed; None if the peer has other connections to wait for."""
         try:
-            delays = iter(_RECONNECT_DELAYS_SECONDS)
-            while True:
-                failures: list[Reply] = []
-                without_source: list[Reply] = []  # not a failure of the site
-                async with aclosing(self._targets.targets(route)) as targets:
-                    async for target in targets:
-                        if isinstance(target, NoTarget):
-                            (without_source if target.is_without_source else failures).append(target.reply)
-                            continue
-                        try:
-                            result = await self._connect(target, route)
-                        except NoSource as error:
-                            without_source.append(error.reply)
-                            continue
-                        if isinstance(result, Connection):
-                            opened = result
-                            break
-                        failures.append(result)
-                if opened is not None:
+            opened = await self._connect_to_first(peer.key, route)
+            for delay_seconds in _RECONNECT_DELAYS_SECONDS:
+                if isinstance(opened, Connection) or not self._may_be_restarting(peer, opened):
                     break
-                now = asyncio.get_running_loop().time()
-                delay = next(delays, None)
-                if (
-                    delay is None
-                    or not failures
-                    or site.count > 1
-                    or now - site.last_success > _RECENT_SUCCESS_SECONDS
-                    or self._closed
-                ):
-                    break
-                await asyncio.sleep(delay)
-        finally:
-            site.opening -= 1
-            if opened is not None and opened.usable:
-                site.connections.add(opened)
-                self._connections[opened] = site
-            else:
-                self._total -= 1
-                if opened is not None:
-                    opened.abort("closed")
-                self._wake_waiters(site)
-        if opened is not None:
-            if not opened.usable:
-                return CONNECTION_LOST.about(opened.session.remote)
+                await asyncio.sleep(delay_seconds)
+                opened = await self._connect_to_first(peer.key, route)
+        except BaseException:
+            self._assignment.on_not_opened(peer)
+            self._assign(peer)
+            raise
+        if isinstance(opened, Connection):
+            self._assignment.on_opened(peer, opened)
             return opened
-        if without_source and not any(failure.is_temporary for failure in failures):
-            if not site.count:
-                return without_source[-1]
-            failures += without_source
-        return self._on_connect_failed(site, failures)
-
-    def _on_connect_failed(self, site: Site, failures: list[Reply]) -> Reply | None:
-        """No target could be reached. A temporary failure takes precedence over permanent ones."""
-        reply = next((failure for failure in reversed(failures) if failure.is_temporary), failures[-1])
-        if reply.is_permanent:
-            return reply
-        if site.count:  # other connections are open or opening, so the site is reachable
-            site.concurrency.on_overload(site.count)
-            return None
-        site.concurrency.on_unreachable(reply.text, asyncio.get_running_loop().time())
-        logger.warning("site unreachable, its deliveries deferred", site=site.name, reply=str(reply))
-        while site.wake_waiter():  # all waiters check again and get the reply
-            pass
+        self._assignment.on_not_opened(peer)
+        reply = self._on_connect_failed(peer, opened)
+        self._assign(peer)
         return reply
 
-    async def _connect(self, target: Target, route: Route) -> Connection | Reply:
-        """Connect to one address up to READY, or return the failure. Raises NoSource."""
+    def _may_be_restarting(self, peer: _Peer, failures: list[NoTarget]) -> bool:
+        """Whether the site worked recently and has no other connection."""
+        is_recent = asyncio.get_running_loop().time() - peer.window.last_success <= _RECENT_SUCCESS_SECONDS
+        is_of_site = any(not failure.is_without_source for failure in failures)
+        return is_recent and is_of_site and peer.count == 1 and not self._assignment.closed
+
+    def _on_connect_failed(self, peer: _Peer, failures: list[NoTarget]) -> Reply | None:
+        """No target could be reached. A temporary failure decides, else a missing source, else a permanent failure."""
+        decisive = max(reversed(failures), key=lambda one: 1 if one.is_without_source else 2 * one.reply.is_temporary)
+        reply, window = decisive.reply, peer.window
+        if reply.is_permanent or (decisive.is_without_source and not peer.count):
+            return reply
+        if peer.count:  # other connections are open or opening, so the site is reachable
+            window.on_overload(window.connections)
+            return None
+        if not window.connections:
+            window.on_unreachable(reply.text, asyncio.get_running_loop().time())
+            logger.warning("site unreachable, its deliveries deferred", site=peer.key.site, reply=str(reply))
+        return reply
+
+    async def _connect_to_first(self, key: PeerKey, route: Route) -> Connection | list[NoTarget]:
+        """A connection to the first target that accepts one, or the failures."""
+        failures: list[NoTarget] = []
+        async with aclosing(self._targets.targets(route)) as targets:
+            async for target in targets:
+                result = await self._connect(key, target, route) if isinstance(target, Target) else target
+                if isinstance(result, Connection):
+                    return result
+                failures.append(result)
+        return failures
+
+    async def _connect(self, key: PeerKey, target: Target, route: Route) -> Connection | NoTarget:
+        """Connect to one address up to READY, or return the failure."""
         remote = str(target)
         protocol = route.protocol if isinstance(route, ToRelay) else RelayProtocol.SMTP
         session = ClientSession(self._hostname, remote, protocol)
-        connection = Connection(session, self._timeouts, self._on_connection_closed, asyncio.get_running_loop())
+        connection = Connection(key, session, self._timeouts, self._on_connection_closed, asyncio.get_running_loop())
         try:
-            async with asyncio.timeout(self._connect_seconds):
+            async with asyncio.timeout(self._settings.connect_timeout.total_seconds()):
                 await self._sources.connect(lambda: connection, target.ip, target.port)
-        except TimeoutError:
-            CONNECTION_ERRORS.labels("timeout").inc()
-            return CONNECTION_TIMED_OUT.about(remote)
-        except ConnectionRefusedError:
-            CONNECTION_ERRORS.labels("refused").inc()
-            return CONNECTION_REFUSED.about(remote)
-        except OSError as error:
-            CONNECTION_ERRORS.labels("unreachable").inc()
-            return NOT_CONNECTED.with_text(error.strerror or type(error).__name__).about(remote)
+        except NoSource as error:
+            return NoTarget(error.reply, is_without_source=True)
+        except OSError as error:  # TimeoutError is one
+            kind, text = _CONNECT_ERRORS.get(type(error), ("unreachable", error.strerror or type(error).__name__))
+            CONNECTION_ERRORS.labels(kind).inc()
+            return NoTarget(NOT_CONNECTED.with_text(text).about(remote))
         self._handshakes.add(connection)
         try:
             refusal = await connection.handshake()
@@ -284,84 +270,23 @@ class Pool:
             raise
         finally:
             self._handshakes.discard(connection)
-        if refusal is None:
-            return connection
-        CONNECTION_ERRORS.labels("greeting").inc()
-        return refusal
-
-    # Waiting
-
-    async def _wait_for_connection(self, site: Site) -> Connection | None:
-        waiter: asyncio.Future[Connection | None] = asyncio.get_running_loop().create_future()
-        site.waiters.append(waiter)
-        started = asyncio.get_running_loop().time()
-        try:
-            connection = await waiter
-            SLOT_WAIT.observe(asyncio.get_running_loop().time() - started)
-            return connection
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                # A connection handed over at the same time goes to the next waiter.
-                connection = waiter.result()
-                if not site.wake_waiter(connection) and connection is not None:
-                    connection.idle_since = asyncio.get_running_loop().time()
-                    site.idle.append(connection)
-                self._wake_starved()
-            raise
-
-    def _on_connection_closed(self, connection: Connection) -> None:
-        site = self._connections.pop(connection, None)
-        if site is None:
-            return
-        site.connections.discard(connection)
-        if connection in site.idle:
-            site.idle.remove(connection)
-        self._total -= 1
-        self._wake_waiters(site)
-
-    def _wake_waiters(self, site: Site) -> None:
-        """A connection may be opened: sites that wait for the total limit come first, or busy ones starve them."""
-        self._wake_starved()
-        site.wake_waiter()
-
-    def _wake_starved(self) -> None:
-        while self._starved and self._total < self._connections_max:
-            starved = next(iter(self._starved))
-            del self._starved[starved]
-            if starved.wake_waiter():
-                break
-
-    def _close_oldest_idle(self, waiting_site: Site) -> None:
-        """Close the longest-idle connection of another site, because the total limit is reached."""
-        oldest = min(
-            (site.idle[0] for site in self._sites.values() if site.idle and site is not waiting_site),
-            key=lambda connection: connection.idle_since,
-            default=None,
-        )
-        if oldest is not None:
-            self._connections[oldest].idle.remove(oldest)
-            oldest.quit()
+        if refusal is not None:
+            CONNECTION_ERRORS.labels("greeting").inc()
+            return NoTarget(refusal)
+        return connection if connection.usable else NoTarget(CONNECTION_LOST.about(remote))
 
     # Sweep
 
     def _sweep(self) -> None:
-        now = asyncio.get_running_loop().time()
-        for connection in [*self._connections, *self._handshakes]:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for connection in [*self._assignment.owners, *self._handshakes]:
             connection.check_deadline(now)
-        retention_seconds = _SITE_RETENTION_SECONDS if len(self._sites) <= _SITES_MAX else 0.0
-        for name, site in list(self._sites.items()):
-            while site.idle and now - site.idle[0].idle_since >= self._idle_seconds:
-                site.idle.pop(0).quit()
-            if site.waiters and not site.count:
-                site.wake_waiter()  # safety net: no waiter may be left behind
-            if (
-                not site.count
-                and not site.waiters
-                and now - site.last_used > retention_seconds
-                and site.concurrency.backoff_reason(now) is None
-            ):
-                del self._sites[name]
-        self._wake_starved()  # a woken site may have opened no connection
+        for connection in [idle for idle in self._assignment.idle if now - idle.idle_since >= self._idle_seconds]:
+            self._assignment.take_idle(connection).quit()
+        for peer in list(self._assignment.peers.values()):
+            if peer.waiting:
+                self._assign(peer)  # safety net: no delivery may be left behind
         self._sources.recheck_suspended(now)
-        if not self._closed or self._connections:
-            self._sweeper = asyncio.get_running_loop().call_later(self._sweep_seconds, self._sweep)
+        if not self._assignment.closed or self._assignment.owners:
+            self._sweeper = loop.call_later(self._sweep_seconds, self._sweep)

@@ -9,8 +9,8 @@ import structlog
 
 from delivery.attempt import AttemptRunner
 from delivery.capacity import Capacity
-from delivery.client_session import Timeouts
 from delivery.mailbox_courier import MailboxCourier
+from delivery.pool import Pool
 from delivery.smtp_courier import SmtpCourier
 from delivery.worker import ReportFailed, Worker
 from mail.directory import Directory
@@ -43,16 +43,13 @@ class DeliveryRole:
         directory: Directory,
         resolver: Resolver,
         mailboxes: Mailboxes,
-        timeouts: Timeouts | None = None,
     ) -> None:
-        self._settings = settings
         self._drain_seconds = node.drain_timeout.total_seconds()
         self._log = log
-        self._spool = spool
-        self._smtp = SmtpCourier(settings=settings, hostname=node.hostname, resolver=resolver, timeouts=timeouts)
-        mailbox = MailboxCourier(mailboxes=mailboxes, directory=directory)
-        self._attempt_runner = AttemptRunner(smtp=self._smtp, mailbox=mailbox, spool=spool)
         self._capacity = Capacity(settings, spool)
+        self._pool = Pool(settings=settings, windows=self._capacity.windows, resolver=resolver, hostname=node.hostname)
+        mailbox = MailboxCourier(mailboxes=mailboxes, directory=directory)
+        self._attempt_runner = AttemptRunner(smtp=SmtpCourier(self._pool), mailbox=mailbox, spool=spool)
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
         """Deliver until `stop`; then drain and close the connections."""
@@ -80,4 +77,4 @@ class DeliveryRole:
                     backoff_seconds = min(2 * backoff_seconds, _RESTART_SECONDS_MAX)
         finally:
             await self._capacity.close()
-            await self._smtp.close()
+            await self._pool.close()

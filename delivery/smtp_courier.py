@@ -14,19 +14,15 @@ import asyncio
 import structlog
 from msgspec.structs import replace
 
-from delivery.client_session import Timeouts
 from delivery.courier import same_outcome
+from delivery.peer import PeerKey
 from delivery.pool import Pool
-from delivery.source_addresses import SourceAddresses
-from delivery.targets import TargetSelector
 from delivery.transaction import TransactionResult
 from mail.envelope import Envelope
 from mail.outcome import Outcome
 from mail.record import Delivery
 from mail.reply import Reply
-from mail.resolver import Resolver
 from mail.route import Route
-from mail.settings_roles import DeliverySettings
 
 logger = structlog.get_logger()
 
@@ -34,23 +30,8 @@ logger = structlog.get_logger()
 class SmtpCourier:
     """Implements `delivery.courier.Courier` for ToRelay and ToMx."""
 
-    def __init__(
-        self, *, settings: DeliverySettings, hostname: str, resolver: Resolver, timeouts: Timeouts | None = None
-    ) -> None:
-        sources = SourceAddresses(settings.source_addresses)
-        targets = TargetSelector(
-            resolver=resolver,
-            port=settings.mx_port,
-            prefer_ipv6=settings.prefer_ipv6,
-            source_refusal=sources.source_refusal,
-        )
-        self._pool = Pool(
-            targets=targets,
-            settings=settings,
-            hostname=settings.ehlo_name or hostname,
-            sources=sources,
-            timeouts=timeouts,
-        )
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
 
     async def deliver(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         """See the port. If cancelled between two transactions, it returns the outcomes so far."""
@@ -82,29 +63,19 @@ class SmtpCourier:
             indexes = tuple(indexes[index] for index in result.retry_now)
         return tuple(outcomes)
 
-    async def close(self) -> None:
-        await self._pool.close()
-
     async def _transact(self, route: Route, envelope: Envelope, content: bytes) -> TransactionResult:
         """One transaction; repeated on a new connection if a stale one was lost before the final dot."""
-        pool = self._pool
+        pool, key = self._pool, PeerKey(route.site)
         reuse = True
         while True:
-            connection = await pool.acquire(route, reuse=reuse)
+            connection = await pool.acquire(key, route, reuse=reuse)
             if isinstance(connection, Reply):
                 return TransactionResult(same_outcome(envelope, connection))
-            reused = connection.transactions > 0
-            connection_lost = True
-            failure: str | None = None
             try:
                 result = await connection.transact(envelope, content)
-                connection_lost = result.connection_lost
-                if connection_lost and not reused:
-                    failure = result.outcomes[-1].reply.text
-            finally:
-                pool.release(route, connection, connection_lost=connection_lost, failure=failure)
-            if connection_lost and reused and not result.dot_sent:
-                reuse = False
-                pool.drop_idle(route, connection.session.remote)
-                continue
-            return result
+            except BaseException:
+                pool.release(connection, None)
+                raise
+            if not pool.release(connection, result):
+                return result
+            reuse = False

@@ -6,14 +6,16 @@ Addresses are looked up host by host, when they are needed, and bounded in numbe
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import assert_never
 
+from delivery.source_addresses import SourceAddresses
 from mail.reply import Reply
 from mail.resolver import DnsUnknown, IpAddresses, NoRecords, NoSuchDomain, Resolver
 from mail.route import Route, ToMailbox, ToMx, ToRelay, Unresolved
+from mail.settings_roles import DeliverySettings
 
 # Postfix: smtp_mx_address_limit 5, smtp_mx_session_limit 2. RFC 5321 section 5.1: at least two.
 TARGETS_MAX = 8
@@ -36,8 +38,8 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class NoTarget:
-    """A host without a usable address; `reply` is the reason, 4xx if it may be temporary. `is_without_source`: the
-    host has addresses, but this process has no source address for them.
+    """A host that cannot be reached; `reply` is the reason, 4xx if it may be temporary. `is_without_source`: it has
+    addresses, but this process has no source address for them.
     """
 
     reply: Reply
@@ -45,22 +47,12 @@ class NoTarget:
 
 
 class TargetSelector:
-    """Selects targets. `port`: of mail exchangers. `source_refusal(ip)`: why there is no source address for connections
-    to `ip`, or None.
-    """
+    """Selects targets, among them only addresses that this process has a source address for."""
 
-    def __init__(
-        self,
-        *,
-        resolver: Resolver,
-        port: int,
-        prefer_ipv6: bool,
-        source_refusal: Callable[[str], Reply | None] = lambda _ip: None,
-    ) -> None:
+    def __init__(self, resolver: Resolver, settings: DeliverySettings, sources: SourceAddresses) -> None:
         self._resolver = resolver
-        self._port = port
-        self._prefer_ipv6 = prefer_ipv6
-        self._source_refusal = source_refusal
+        self._settings = settings
+        self._sources = sources
         self._random = random.Random()  # noqa: S311 - spreads load, keeps no secret
 
     async def targets(self, route: Route) -> AsyncGenerator[Target | NoTarget, None]:
@@ -69,7 +61,7 @@ class TargetSelector:
             case ToRelay():
                 hosts, port = [route.host], route.port
             case ToMx():
-                hosts, port = self._exchangers(route.hosts), self._port
+                hosts, port = self._exchangers(route.hosts), self._settings.mx_port
             case ToMailbox() | Unresolved():
                 raise AssertionError(f"not a route to a server: {route}")
             case _:
@@ -79,7 +71,7 @@ class TargetSelector:
             answer = await self._resolver.addresses(host)
             match answer:
                 case IpAddresses():
-                    refusals = {ip: self._source_refusal(ip) for ip in answer.addresses}
+                    refusals = {ip: self._sources.source_refusal(ip) for ip in answer.addresses}
                     for ip in self._order_addresses([ip for ip, reply in refusals.items() if reply is None]):
                         yield Target(host, ip, port)
                         count += 1
@@ -114,4 +106,4 @@ class TargetSelector:
         """A host's addresses: the preferred family first, shuffled within each family."""
         shuffled = list(addresses)
         self._random.shuffle(shuffled)
-        return sorted(shuffled, key=lambda ip: (":" in ip) is not self._prefer_ipv6)
+        return sorted(shuffled, key=lambda ip: (":" in ip) is not self._settings.prefer_ipv6)

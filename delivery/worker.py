@@ -8,6 +8,7 @@ Next: `mailstore/maildir`, or the remote server.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import structlog
@@ -43,7 +44,8 @@ class Worker:
     ) -> None:
         self._shard = shard
         self._attempt_runner = attempt_runner
-        self._capacity = capacity.register(self._start)
+        self._capacity = capacity
+        capacity.scheduler.register(self)
         self._drain_seconds = drain_seconds
         self._tasks: set[asyncio.Task[None]] = set()
         self._delivering: set[asyncio.Task[None]] = set()  # tasks that `_drain` cancels
@@ -71,7 +73,7 @@ class Worker:
         """Read and queue entries until the shard is lost."""
         failures = 0
         while True:
-            limit = await self._wait_for_capacity()
+            limit = min(await self._capacity.read_limit(self), _READ_MAX)
             try:
                 entries = await self._shard.read(limit)
             except ShardLost:
@@ -87,34 +89,23 @@ class Worker:
             failures = 0
             _CONSUMED.inc(len(entries))
             for entry in entries:
-                self._capacity.add(entry)
+                self._capacity.add(self, entry)
             self._capacity.start()
-
-    async def _wait_for_capacity(self) -> int:
-        """How many entries to read now; waits while the limits are reached."""
-        capacity = self._capacity
-        while True:
-            limit = capacity.read_limit()
-            if limit:
-                return min(limit, _READ_MAX)
-            capacity.request_wakeup()  # before free_memory, so that no wake-up is missed
-            if not await capacity.free_memory():
-                await capacity.freed.wait()
 
     # Delivering
 
-    def _start(self, item: DeliveryItem) -> None:
+    def start_delivery(self, item: DeliveryItem) -> None:
+        """Called by the capacity."""
         task = asyncio.create_task(self._run_delivery(item))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _run_delivery(self, item: DeliveryItem) -> None:
         IN_FLIGHT.inc()
-        responsive = False
         try:
             if self._stopping:
                 return  # the next owner makes the attempt
-            responsive = await self._attempt_and_report(item)
+            await self._attempt_and_report(item)
         except ShardLost:
             self._stopping = True  # the next owner makes the attempt again
         except Exception as error:
@@ -123,18 +114,15 @@ class Worker:
                 self._failure.set_exception(ReportFailed(f"{item.entry.record.delivery.id}: {error!r}"))
         finally:
             IN_FLIGHT.dec()
-            self._capacity.finish(item, responsive=responsive)
+            self._capacity.finish(item)
 
-    async def _attempt_and_report(self, item: DeliveryItem) -> bool:
-        """Deliver and report; returns whether the site replied in time. A bug is reported as a deferral, because an
-        unfinished entry would block the committed offset.
+    async def _attempt_and_report(self, item: DeliveryItem) -> None:
+        """Deliver and report. A bug is reported as a deferral, because an unfinished entry would block the committed
+        offset.
         """
         record = item.entry.record
         result: AttemptResult | None = None
-
-        def on_spool_wait() -> None:
-            self._capacity.set_awaiting_spool(item, responsive=result is not None and result.is_responsive)
-
+        on_spool_wait = partial(self._capacity.set_awaiting_spool, item)
         try:
             result = await self._deliver(item)
             await self._report(item, await self._attempt_runner.make_report(record, result, on_spool_wait))
@@ -145,7 +133,6 @@ class Worker:
             await self._report(
                 item, await self._attempt_runner.make_internal_error_report(record, result, on_spool_wait)
             )
-        return result is not None and result.is_responsive
 
     async def _deliver(self, item: DeliveryItem) -> AttemptResult:
         task = asyncio.current_task()
@@ -179,7 +166,7 @@ class Worker:
     async def _drain(self) -> None:
         """Cancel attempts before their final dot; wait up to `drain_seconds` for the others and their reports."""
         self._stopping = True
-        self._capacity.unregister()
+        self._capacity.unregister(self)
         for task in list(self._delivering):
             task.cancel()
         tasks = list(self._tasks)

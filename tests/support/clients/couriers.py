@@ -7,6 +7,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from delivery.client_session import Timeouts
+from delivery.pool import Pool
+from delivery.site_window import SiteWindows
 from delivery.smtp_courier import SmtpCourier
 from mail.outcome import Outcome
 from mail.resolver import AddressAnswer, IpAddresses, MxAnswer
@@ -28,20 +30,26 @@ class HostResolver:
         return self.hosts.get(host.partition(".")[0]) or IpAddresses((host,))
 
 
+def new_pool(resolver: HostResolver | None = None, timeouts: Timeouts | None = None, **settings: Any) -> Pool:
+    own_settings = DeliverySettings(**settings)
+    return Pool(
+        settings=own_settings,
+        windows=SiteWindows(own_settings.max_connections_per_site, own_settings.reconnect_backoff.total_seconds()),
+        resolver=resolver or HostResolver(),
+        hostname="us.test",
+        timeouts=timeouts,
+    )
+
+
 @asynccontextmanager
 async def courier(
     resolver: HostResolver | None = None, timeouts: Timeouts | None = None, **settings: Any
 ) -> AsyncIterator[SmtpCourier]:
-    smtp = SmtpCourier(
-        settings=DeliverySettings(**settings),
-        hostname="us.test",
-        resolver=resolver or HostResolver(),
-        timeouts=timeouts,
-    )
+    pool = new_pool(resolver, timeouts, **settings)
     try:
-        yield smtp
+        yield SmtpCourier(pool)
     finally:
-        await smtp.close()
+        await pool.close()
 
 
 def outcome_names(outcomes: tuple[Outcome, ...]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from delivery.attempt import AttemptRunner
 from delivery.capacity import Capacity
+from delivery.courier import Courier
 from delivery.worker import Worker
 from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import Delivery
@@ -70,7 +71,7 @@ async def running_worker(
 
 @asynccontextmanager
 async def running_worker_of(
-    capacity: Capacity, courier: FakeCourier, shard: FakeShard, spool: FakeSpool, drain_seconds: float = 5.0
+    capacity: Capacity, courier: Courier, shard: FakeShard, spool: FakeSpool, drain_seconds: float = 5.0
 ) -> AsyncIterator[asyncio.Task[None]]:
     """Run one of several workers that share a capacity."""
     attempts = AttemptRunner(smtp=courier, mailbox=FakeCourier(), spool=spool)

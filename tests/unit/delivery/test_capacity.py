@@ -10,12 +10,15 @@ import pytest
 
 from delivery.attempt import AttemptResult, AttemptRunner
 from delivery.capacity import Capacity
+from delivery.pool import Pool
 from delivery.server import DeliveryRole
+from delivery.smtp_courier import SmtpCourier
 from delivery.worker import ReportFailed
 from mail.log.memory import MemoryLog
 from mail.message import Spooled
 from mail.outcome import Deferred, Delivered, Outcome
 from mail.record import Attempted, Delivery, Dispatched
+from mail.route import ToMx
 from mail.settings import LogSettings, NodeSettings
 from mail.settings_roles import DeliverySettings
 from mailstore.memory import MemoryMailboxes
@@ -24,7 +27,9 @@ from tests.support.builders.routing import snapshot
 from tests.support.clients.couriers import HostResolver
 from tests.support.docs.metrics import value
 from tests.support.servers.delivery_worker import OK, FakeCourier, outcomes_for_all, running_worker, running_worker_of
+from tests.support.servers.listener import settle
 from tests.support.servers.ports import wait_until
+from tests.support.servers.scripted_remote import ScriptedRemote, Wait
 from tests.support.servers.static_directory import StaticDirectory
 
 
@@ -93,10 +98,29 @@ async def test_memory_limit_is_shared_by_all_shards() -> None:
         slow.put(*(dispatched(relay(1), content=b"x" * 200_000) for _ in range(60)))
         while slow.read_count < 60:
             await asyncio.sleep(0)
-            assert capacity.in_flight.memory_bytes <= 2 * (2 << 20)
+            assert capacity.scheduler.memory_bytes <= 2 * (2 << 20)
         quick.put(*(dispatched(relay(2), content=b"y" * 200_000) for _ in range(20)))
         await quick.wait_finished(20)
-        assert capacity.in_flight.memory_bytes <= 2 << 20
+        assert capacity.scheduler.memory_bytes <= 2 << 20
+
+
+async def test_site_has_one_window_for_deliveries_and_connections() -> None:
+    """An unproven site has two deliveries in flight, each with a connection; both limits grow with its replies."""
+    go = asyncio.Event()
+    async with ScriptedRemote({"DOT": [*[Wait(go, "250 ok")] * 30]}) as remote:
+        settings, spool, shard = DeliverySettings(mx_port=remote.port), FakeSpool(), FakeShard()
+        capacity = Capacity(settings, spool)
+        pool = Pool(settings=settings, windows=capacity.windows, resolver=HostResolver(), hostname="us.test")
+        async with running_worker_of(capacity, SmtpCourier(pool), shard, spool):
+            shard.put(*(dispatched(ToMx("r.test", ((10, "127.0.0.1"),))) for _ in range(30)))
+            await wait_until(lambda: remote.commands.count("DOT") == 2)
+            await settle()
+            assert (len(remote.sessions), capacity.scheduler.in_flight_count) == (2, 2)
+            go.set()
+            await shard.wait_finished(30)
+            assert len(remote.sessions) > 2
+            assert all(isinstance(report.outcomes[0], Delivered) for report in shard.finished)
+        await pool.close()
 
 
 async def test_lost_shard_frees_its_deliveries_and_others_continue() -> None:
@@ -113,7 +137,7 @@ async def test_lost_shard_frees_its_deliveries_and_others_continue() -> None:
             await task
         await wait_until(lambda: len(courier.delivered) == 2)
         assert [delivery.route for delivery, _ in courier.delivered] == [relay(1), relay(2)]
-        assert (capacity.in_flight.queued, capacity.in_flight.in_flight_count) == (0, 1)
+        assert (capacity.scheduler.queued, capacity.scheduler.in_flight_count) == (0, 1)
 
 
 async def test_content_spooled_for_another_shard_survives_cancellation() -> None:

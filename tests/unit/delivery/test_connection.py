@@ -9,6 +9,7 @@ import pytest
 
 from delivery.client_session import ClientSession, Timeouts
 from delivery.connection import SLICE_BYTES, Connection
+from delivery.peer import PeerKey
 from tests.support.builders.delivery import envelope
 
 _CONTENT = b"Subject: large\r\n\r\n" + b"x\r\n" * SLICE_BYTES
@@ -37,7 +38,7 @@ class _Transport(asyncio.Transport):
 
 async def _connection_in_content() -> tuple[Connection, _Transport, asyncio.Task[Any]]:
     session = ClientSession("us.test", "remote")
-    connection = Connection(session, Timeouts(), lambda _: None, asyncio.get_running_loop())
+    connection = Connection(PeerKey("mx:remote"), session, Timeouts(), lambda _: None, asyncio.get_running_loop())
     transport = _Transport(connection)
     connection.connection_made(transport)
     connection.data_received(b"220 remote\r\n250-remote\r\n250 PIPELINING\r\n")

@@ -5,22 +5,20 @@ from __future__ import annotations
 import asyncio
 import socket
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from delivery import pool as pool_module
+from delivery import site_window
 from delivery.connection import Connection
+from delivery.peer import PeerKey, TlsPolicy
 from delivery.pool import Pool
 from delivery.smtp_courier import SmtpCourier
-from delivery.targets import TargetSelector
 from mail.outcome import Deferred
 from mail.reply import Reply
-from mail.resolver import NoSuchDomain
-from mail.route import ToMx
-from mail.settings_roles import DeliverySettings
+from mail.route import ToMx, ToRelay
 from tests.support.builders.delivery import CONTENT, delivery, relay
-from tests.support.clients.couriers import SHORT_TIMEOUTS, HostResolver, courier, outcome_names
+from tests.support.clients.couriers import SHORT_TIMEOUTS, courier, new_pool, outcome_names
 from tests.support.docs.metrics import value
 from tests.support.servers.listener import settle
 from tests.support.servers.ports import wait_until
@@ -61,7 +59,7 @@ async def test_all_stale_connections_cost_one_retry(connections: int) -> None:
         await attempts
         attempts = asyncio.gather(*(smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(20)))
         await attempts
-        idle = len(smtp._pool._sites[relay(remote.port).site].idle)
+        idle = len(smtp._pool._assignment.peers[PeerKey(relay(remote.port).site)].idle)
         assert idle > 6
         before = len(remote.sessions)
         remote.close_at_next_command = set(range(before))
@@ -195,21 +193,37 @@ async def test_single_connection_is_shared_by_sites() -> None:
 
 async def test_close_after_a_reply_does_not_reduce_the_connection_limit() -> None:
     own_envelope = delivery(relay(1)).message.envelope
-    hosts = TargetSelector(resolver=HostResolver(), port=25, prefer_ipv6=True)
-    pool = Pool(targets=hosts, settings=DeliverySettings(), hostname="us.test")
+    pool = new_pool()
     async with ScriptedRemote() as remote:
         route = relay(remote.port)
         for _ in range(3):
-            connection = await pool.acquire(route)
+            connection = await acquire(pool, route)
             assert isinstance(connection, Connection)
             result = await connection.transact(own_envelope, CONTENT)
             assert not result.connection_lost
             await remote.drop_connections()
             await wait_until(lambda connection=connection: not connection.usable)  # type: ignore[misc]
-            pool.release(route, connection)
+            assert not pool.release(connection, result)
         async with asyncio.timeout(5):
-            together = await asyncio.gather(*(pool.acquire(route) for _ in range(6)))
+            together = await asyncio.gather(*(acquire(pool, route) for _ in range(6)))
         assert all(isinstance(connection, Connection) for connection in together)
+        await pool.close()
+
+
+async def test_connection_that_breaks_while_it_is_assigned_is_replaced() -> None:
+    pool = new_pool(max_connections_per_site=1)
+    envelope = delivery(relay(1)).message.envelope
+    async with ScriptedRemote() as remote, asyncio.timeout(5):
+        first = await acquire(pool, relay(remote.port))
+        assert isinstance(first, Connection)
+        waiting = asyncio.create_task(acquire(pool, relay(remote.port)))
+        result = await first.transact(envelope, CONTENT)
+        assert not pool.release(first, result)
+        first.abort("lost")  # before the waiting task runs again
+        second = await waiting
+        assert isinstance(second, Connection)
+        assert second.usable
+        assert second is not first
         await pool.close()
 
 
@@ -226,23 +240,53 @@ async def test_cancelled_waiter_passes_its_connection_on() -> None:
 
 
 async def test_close_does_not_wait_for_an_unresponsive_server() -> None:
+    pool = new_pool()
     async with ScriptedRemote({"QUIT": [Stall()]}) as remote:
-        smtp = SmtpCourier(settings=DeliverySettings(), hostname="us.test", resolver=HostResolver())
-        await smtp.deliver(delivery(relay(remote.port)), CONTENT)
-        await asyncio.wait_for(smtp.close(), 5)
+        await SmtpCourier(pool).deliver(delivery(relay(remote.port)), CONTENT)
+        await asyncio.wait_for(pool.close(), 5)
         await remote.wait_command("QUIT")
 
 
 async def test_sites_without_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "_SITES_MAX", 10)
-    hosts = TargetSelector(resolver=HostResolver(mx=NoSuchDomain()), port=25, prefer_ipv6=True)
-    pool = Pool(targets=hosts, settings=DeliverySettings(), hostname="us.test", timeouts=SHORT_TIMEOUTS)
+    monkeypatch.setattr(site_window, "WINDOWS_MAX", 10)
+    pool = new_pool()
     unreachable = relay(free_port())
-    assert isinstance(await pool.acquire(unreachable), Reply)
-    for number in range(50):
-        assert isinstance(await pool.acquire(ToMx("r.test", ((number, "mx.test"),))), Reply)
-    await wait_until(lambda: len(pool._sites) <= 10)
-    refusal = await pool.acquire(unreachable)
+    for route in (*(relay(free_port()) for _ in range(20)), unreachable):
+        assert isinstance(await acquire(pool, route), Reply)
+    assert len(pool._assignment._windows._windows) == 10
+    refusal = await acquire(pool, unreachable)
     assert isinstance(refusal, Reply)
     assert "Not tried" in refusal.text
+    assert pool._assignment.peers == {}
     await pool.close()
+
+
+async def test_another_tls_policy_never_shares_a_connection() -> None:
+    """Also when the site's only connection has the other key: it is closed to make room."""
+    pool = new_pool(max_connections_per_site=1)
+    envelope = delivery(relay(1)).message.envelope
+    async with ScriptedRemote() as remote:
+        route = relay(remote.port)
+        plain, other = PeerKey(route.site), PeerKey(route.site, tls=cast(TlsPolicy, "require"))
+        used: dict[PeerKey, set[Connection]] = {plain: set(), other: set()}
+
+        async def deliver(key: PeerKey) -> None:
+            connection = await pool.acquire(key, route)
+            assert isinstance(connection, Connection)
+            assert connection.key == key
+            used[key].add(connection)
+            assert remote.open_connections <= 1
+            assert not pool.release(connection, await connection.transact(envelope, CONTENT))
+
+        async with asyncio.timeout(5):
+            for key in (plain, plain, other, other, plain):
+                await deliver(key)
+            await asyncio.gather(*(deliver(key) for key in (plain, other) * 30))
+        assert not used[plain] & used[other]
+        assert len(used[plain]) < 30
+        assert len(remote.messages) == 65
+        await pool.close()
+
+
+async def acquire(pool: Pool, route: ToRelay | ToMx) -> Connection | Reply:
+    return await pool.acquire(PeerKey(route.site), route)

@@ -11,6 +11,7 @@ from aiosmtpd.smtp import SMTP
 
 from delivery.client_session import ClientSession, Timeouts
 from delivery.connection import Connection
+from delivery.peer import PeerKey
 from mail.outcome import Deferred, Failed
 from tests.support.builders.delivery import CONTENT, delivery, relay
 from tests.support.clients.couriers import SHORT_TIMEOUTS, courier, outcome_names
@@ -150,7 +151,11 @@ async def test_reply_received_during_cancellation_counts() -> None:
             return False
 
     connection = Connection(
-        ClientSession("us.test", "mx.r.test"), Timeouts(), lambda _: None, asyncio.get_running_loop()
+        PeerKey("mx:r.test"),
+        ClientSession("us.test", "mx.r.test"),
+        Timeouts(),
+        lambda _: None,
+        asyncio.get_running_loop(),
     )
     connection.connection_made(Transport())
     connection.data_received(b"220 mx.r.test\r\n")

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import pytest
 
+from delivery.source_addresses import SourceAddresses
 from delivery.targets import NoTarget, Target, TargetSelector
 from mail.outcome import Deferred, Delivered, Failed
 from mail.resolver import AddressAnswer, DnsUnknown, IpAddresses, NoSuchDomain
 from mail.route import ToMx, ToRelay
+from mail.settings_roles import DeliverySettings
 from tests.support.builders.delivery import CONTENT, delivery
 from tests.support.clients.couriers import HostResolver, courier
 from tests.support.servers.scripted_remote import ScriptedRemote
 
 
+def selector(resolver: HostResolver, *, prefer_ipv6: bool = True) -> TargetSelector:
+    return TargetSelector(resolver, DeliverySettings(prefer_ipv6=prefer_ipv6), SourceAddresses(()))
+
+
 @pytest.mark.parametrize("prefer_ipv6", [True, False])
 async def test_order_of_targets(prefer_ipv6: bool) -> None:
     names = HostResolver(mx=IpAddresses(("192.0.2.1", "2001:db8::1", "192.0.2.2")))
-    hosts = TargetSelector(resolver=names, port=25, prefer_ipv6=prefer_ipv6)
+    hosts = selector(names, prefer_ipv6=prefer_ipv6)
     seen = set()
     for _ in range(50):
         route = ToMx("r.test", ((10, "mx.test"), (20, "203.0.113.1"), (20, "203.0.113.2")))
@@ -28,7 +34,7 @@ async def test_order_of_targets(prefer_ipv6: bool) -> None:
 
 async def test_targets_are_bounded() -> None:
     names = HostResolver(mx=IpAddresses(tuple(f"192.0.2.{number}" for number in range(100))))
-    hosts = TargetSelector(resolver=names, port=25, prefer_ipv6=True)
+    hosts = selector(names)
     assert len([item async for item in hosts.targets(ToMx("r.test", ((10, "mx.test"),)))]) == 8
 
 
@@ -82,7 +88,7 @@ async def test_host_look_ups_are_bounded() -> None:
     ("route", "status"), [(ToMx("r.test", ((10, "mx.test"),)), "5.4.4"), (ToRelay("mx.test", 25), "4.4.4")]
 )
 async def test_empty_address_answer_is_no_address(route: ToMx | ToRelay, status: str) -> None:
-    hosts = TargetSelector(resolver=HostResolver(mx=IpAddresses(())), port=25, prefer_ipv6=True)
+    hosts = selector(HostResolver(mx=IpAddresses(())))
     (only,) = [item async for item in hosts.targets(route)]
     assert isinstance(only, NoTarget)
     assert only.reply.enhanced == status

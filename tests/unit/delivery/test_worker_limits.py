@@ -167,7 +167,7 @@ async def test_shard_lost_while_memory_is_full() -> None:
     capacity = Capacity(settings, spool)
     async with running_worker_of(capacity, courier, shard, spool) as task:
         shard.put(*(dispatched(relay(1), content=b"x" * 250_000) for _ in range(4)))
-        await wait_until(lambda: courier.active and capacity.waiting_shards)
+        await wait_until(lambda: courier.active and capacity.freed)
         shard.revoke()
         async with asyncio.timeout(0.5):
             await task
@@ -183,7 +183,7 @@ async def test_shard_lost_while_the_queue_is_full() -> None:
     capacity = Capacity(DeliverySettings(max_in_flight_deliveries=1), spool, queued_max=20)
     async with running_worker_of(capacity, courier, shard, spool) as task:
         shard.put(*(dispatched(relay(1)) for _ in range(30)))
-        await wait_until(lambda: shard.read_count >= 20 and capacity.waiting_shards)
+        await wait_until(lambda: shard.read_count >= 20 and capacity.freed)
         shard.revoke()
         async with asyncio.timeout(0.5):
             await task
