@@ -48,6 +48,7 @@ def config_show(
 def config_check(config: ConfigOption = None) -> None:
     """Check the configuration and the directory file."""
     from eilpost import configuration, wiring
+    from eilpost.directory_warnings import directory_warnings
     from mail.directory.file import load
 
     process_config = configuration.load_process_config(config)
@@ -55,7 +56,6 @@ def config_check(config: ConfigOption = None) -> None:
     path = wiring.directory_path(process_config)
     snapshot, _status = load(path)
     counts = f"domains: {len(snapshot.domains)}, users: {len(snapshot.users)}, aliases: {len(snapshot.aliases)}"
-    if not snapshot.domains:
-        effect = "no address is local; only clients in ingress.relay_networks can send mail, all others get 550 5.7.1"
-        print_message(f"warning: {path} has no domains: {effect}")
+    for warning in directory_warnings(snapshot, path):
+        print_message(f"warning: {warning.text}; {warning.advice}")
     print(f"{configuration.find(config) or 'environment'}: ok; {counts}")  # noqa: T201

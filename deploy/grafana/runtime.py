@@ -134,6 +134,12 @@ _RESOURCES = (
         {"{{role}}": f"max by (role) ({_series('process_open_fds')} / {_series('process_max_fds')})"},
         unit=SHARE,
     ),
+    lines(
+        24,
+        "Log lines dropped",
+        "Lines that could not be written, by process: nobody reads them, or the disk is full.",
+        by_process(rate("log_lines_dropped_total", PROCESS, selected=BY_ROLE)),
+    ),
 )
 
 _LOOKUPS = (

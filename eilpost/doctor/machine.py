@@ -16,10 +16,11 @@ from pwd import getpwuid
 from shutil import disk_usage
 from time import perf_counter
 
+from eilpost.directory_warnings import directory_warnings
 from eilpost.doctor.finding import Finding, fail, ok, warn
 from eilpost.format import format_age, format_bytes
 from eilpost.wiring import ProcessConfig, directory_path, make_spool
-from mail.directory import DirectoryUnusable, Snapshot
+from mail.directory import DirectoryUnusable
 from mail.directory.file import load
 from mail.resolver import DnsUnknown, IpAddresses
 from mail.settings import ResolverSettings, Settings
@@ -125,15 +126,11 @@ async def directory(process_config: ProcessConfig) -> list[Finding]:
         snapshot, _ = await asyncio.to_thread(load, path)
     except DirectoryUnusable as error:
         return [fail("directory", str(error), "correct the file; a running server uses the last good version")]
-    return [_directory(snapshot, path)]
-
-
-def _directory(snapshot: Snapshot, path: Path) -> Finding:
-    text = f"{path}: domains: {len(snapshot.domains)}, users: {len(snapshot.users)}, aliases: {len(snapshot.aliases)}"
-    if not snapshot.domains:
-        advice = "without domains only clients in ingress.relay_networks can send mail, others get 550: add [domains]"
-        return warn("directory", text, advice)
-    return ok("directory", text)
+    counts = f"domains: {len(snapshot.domains)}, users: {len(snapshot.users)}, aliases: {len(snapshot.aliases)}"
+    warnings = await asyncio.to_thread(directory_warnings, snapshot, path)
+    return [warn("directory", warning.text, warning.advice) for warning in warnings] or [
+        ok("directory", f"{path}: {counts}")
+    ]
 
 
 async def dns(process_config: ProcessConfig) -> list[Finding]:

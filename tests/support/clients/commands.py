@@ -30,6 +30,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     """`run("router", log={...})` runs the command on these settings; returns status, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "directory.toml").write_text(directory_toml())
+    (tmp_path / "directory.toml").chmod(0o600)
     for name in ("EILPOST_CONFIG", "EILPOST_DEBUG"):
         monkeypatch.delenv(name, raising=False)
     root = logging.getLogger()

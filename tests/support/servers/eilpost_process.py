@@ -87,6 +87,7 @@ class EilpostProcess:
         self.config = home / "eilpost.toml"
         self.config.write_text(toml(sections))
         (home / "directory.toml").write_text(directory if directory is not None else directory_toml())
+        (home / "directory.toml").chmod(0o600)  # it has password hashes
 
     @property
     def pid(self) -> int:

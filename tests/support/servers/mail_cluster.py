@@ -134,6 +134,7 @@ class MailCluster:
         if "session_timeout" not in self._sections["log"]:
             self.session_seconds = LogSettings().session_timeout.total_seconds()
         (folder / "directory.toml").write_text(self._directory)
+        (folder / "directory.toml").chmod(0o600)  # it has password hashes
         self.members: dict[str, Member] = {}
         for role, count in (counts or dict.fromkeys(ROLES, 2)).items():
             for _ in range(count):

@@ -28,6 +28,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     (tmp_path / "eilpost.toml").write_text('[node]\nhostname = "mx.example.test"\n')
     (tmp_path / "directory.toml").write_text(directory_toml())
+    (tmp_path / "directory.toml").chmod(0o600)
     return tmp_path
 
 

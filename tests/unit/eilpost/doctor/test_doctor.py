@@ -32,6 +32,7 @@ MakeProcessConfig = Callable[..., ProcessConfig]
 def make_process_config(tmp_path: Path) -> MakeProcessConfig:
     """A configuration in `tmp_path` with free ports; arguments override settings by section."""
     (tmp_path / "directory.toml").write_text(directory_toml())
+    (tmp_path / "directory.toml").chmod(0o600)
 
     def make(**sections: dict[str, Any]) -> ProcessConfig:
         usual: dict[str, dict[str, Any]] = {
@@ -171,7 +172,7 @@ async def test_local_spool_in_a_cluster_is_a_warning(make_process_config: MakePr
     [
         (None, Level.FAIL, "no such file"),
         ("[users]\nnobody", Level.FAIL, "directory.toml"),
-        ("# nobody\n", Level.WARN, "domains: 0"),
+        ("# nobody\n", Level.WARN, "has no domains"),
         (directory_toml(), Level.OK, "domains: 1, users: 2"),
     ],
 )

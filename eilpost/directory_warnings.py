@@ -1,0 +1,46 @@
+"""Warnings about a valid directory file: what `eilpost config check` and `eilpost doctor` report."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from mail.directory import IsUnknown, Snapshot
+
+_NAMES_MAX = 5  # in one line
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryWarning:
+    text: str
+    advice: str
+
+
+def directory_warnings(snapshot: Snapshot, path: Path) -> list[DirectoryWarning]:
+    """The warnings, in the order of their weight. `path` is the file that `snapshot` was read from."""
+    warnings = []
+    if not snapshot.domains:
+        effect = "no address is local; only clients in ingress.relay_networks can send mail, all others get 550 5.7.1"
+        warnings.append(DirectoryWarning(f"{path} has no domains: {effect}", "add [domains]"))
+    dead = [
+        f"{alias} -> {target}"
+        for alias, targets in snapshot.aliases.items()
+        for target in targets
+        if isinstance(snapshot.lookup(target), IsUnknown)
+    ]
+    if dead:
+        more = f" and {len(dead) - _NAMES_MAX} more" if len(dead) > _NAMES_MAX else ""
+        warnings.append(
+            DirectoryWarning(
+                f"{path} has aliases of mailboxes that do not exist, mail for them bounces: "
+                f"{', '.join(dead[:_NAMES_MAX])}{more}",
+                "add the mailboxes with `eilpost user add`, or correct the aliases",
+            )
+        )
+    is_writable_volume = not os.statvfs(path).f_flag & os.ST_RDONLY  # a Secret of Kubernetes is not
+    if snapshot.users and path.stat().st_mode & stat.S_IROTH and is_writable_volume:
+        text = f"{path} has password hashes and every user of this machine can read it"
+        warnings.append(DirectoryWarning(text, f"chmod o-r {path}"))
+    return warnings
