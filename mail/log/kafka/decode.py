@@ -16,6 +16,7 @@ from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.topics import ALL_TOPICS
 from mail.record import QueueEntry
 
+_PARTITIONS_AT_A_TIME = 4
 _KINDS = {topic.name: topic.record for topic in ALL_TOPICS}
 
 
@@ -58,21 +59,24 @@ async def read_compacted(access: Access, tp: TopicPartition, key_prefix: bytes =
 async def read_compacted_partitions(
     access: Access, partitions: Sequence[TopicPartition], key_prefix: bytes = b""
 ) -> AsyncIterator[tuple[TopicPartition, Mapping[bytes, bytes]]]:
-    """As `read_compacted`, of one partition after the other, while the next ones are fetched."""
-    reader = PartitionReader(access, partitions, fetch_wait=timedelta(milliseconds=10))
-    try:
-        await reader.open(dict.fromkeys(partitions))
-        for tp in partitions:
-            values: dict[bytes, bytes] = {}
-            async for records in reader.read_to_end(TIMEOUTS.read_seconds, [tp]):
+    """As `read_compacted`, of a few partitions at a time, which bounds the memory."""
+    for start in range(0, len(partitions), _PARTITIONS_AT_A_TIME):
+        group = partitions[start : start + _PARTITIONS_AT_A_TIME]
+        values: dict[TopicPartition, dict[bytes, bytes]] = {tp: {} for tp in group}
+        reader = PartitionReader(access, group, fetch_wait=timedelta(milliseconds=10))
+        try:
+            await reader.open(dict.fromkeys(group))
+            async for records in reader.read_to_end(TIMEOUTS.read_seconds):
                 for record in records:
                     key = record.key or b""
                     if not key.startswith(key_prefix):
                         continue
+                    of_partition = values[TopicPartition(record.topic, record.partition)]
                     if record.value is None:
-                        values.pop(key, None)
+                        of_partition.pop(key, None)
                     else:
-                        values[key] = record.value
-            yield tp, values
-    finally:
-        await reader.close()
+                        of_partition[key] = record.value
+        finally:
+            await reader.close()
+        for item in values.items():
+            yield item

@@ -144,10 +144,7 @@ class PartitionReader:
     @property
     def is_behind(self) -> bool:
         """Whether records that existed at `open` have not been read yet."""
-        return self._is_behind(self._partitions)
-
-    def _is_behind(self, partitions: Sequence[TopicPartition]) -> bool:
-        return any(self._positions[tp] < self.end_offsets_at_open[tp] for tp in partitions)
+        return any(self._positions[tp] < end for tp, end in self.end_offsets_at_open.items())
 
     async def read(
         self, limit: int, wait_seconds: float, partitions: Sequence[TopicPartition] = ()
@@ -185,16 +182,14 @@ class PartitionReader:
         self._last_read_at |= dict.fromkeys(batches, loop.time())
         return [record for records in batches.values() for record in records]
 
-    async def read_to_end(
-        self, timeout_seconds: float, partitions: Sequence[TopicPartition] = ()
-    ) -> AsyncIterator[Sequence[ConsumerRecord[bytes, bytes]]]:
-        """The records that existed at `open`, some at a time, from the position on, of all partitions or of these.
-        Raises LogUnavailable after `timeout_seconds` without records.
+    async def read_to_end(self, timeout_seconds: float) -> AsyncIterator[Sequence[ConsumerRecord[bytes, bytes]]]:
+        """The records that existed at `open`, some at a time, from the position on. Raises LogUnavailable after
+        `timeout_seconds` without records.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
-        while self._is_behind(partitions or self._partitions):
-            records = await self.read(_READ_LIMIT, TIMEOUTS.read_wait_seconds, partitions)
+        while self.is_behind:
+            records = await self.read(_READ_LIMIT, TIMEOUTS.read_wait_seconds)
             if records:
                 deadline = loop.time() + timeout_seconds
             elif loop.time() > deadline:
