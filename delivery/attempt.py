@@ -17,6 +17,7 @@ import structlog
 from delivery.courier import Courier, same_outcome
 from delivery.provider import provider_of
 from delivery.transaction import HEADER_BYTES_MAX
+from mail.backoff import backoff
 from mail.header_section import header_section
 from mail.message import Inline, Spooled
 from mail.outcome import Deferred, Delivered, Failed, Outcome
@@ -34,7 +35,7 @@ DELIVERED_REPLY_LOST = Reply(250, "2.0.0", "Delivered; the server's reply could 
 SPOOL_UNAVAILABLE = Reply(451, "4.3.0", "The spool with the message content is not available")
 SPOOL_DAMAGED = Reply(451, "4.3.0", "The message content is missing or damaged")
 
-_SPOOL_BACKOFF_SECONDS = (0.1, 0.5, 1.0, 2.0, 5.0)
+_SPOOL_BACKOFF_SECONDS, _SPOOL_BACKOFF_SECONDS_MAX = 0.1, 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ class AttemptRunner:
                     return SPOOL_DAMAGED
                 except SpoolUnavailable as error:
                     logger.warning("spool unavailable, delivery deferred", **ids, spool=spooled.name, error=str(error))
-                except Exception:
+                except Exception:  # a bug in a spool: as if it were unavailable
                     logger.exception("spool failed, delivery deferred", **ids, spool=spooled.name)
                 return SPOOL_UNAVAILABLE
 
@@ -136,7 +137,7 @@ class AttemptRunner:
         envelope = delivery.message.envelope
         try:
             outcomes = await self._courier_for(delivery.route).deliver(delivery, content)
-        except Exception:
+        except Exception:  # a bug in a courier defers the delivery
             logger.exception("courier failed, delivery deferred", **_ids_of(delivery))
             return same_outcome(envelope, INTERNAL_ERROR)
         if len(outcomes) != len(envelope.recipients):
@@ -157,21 +158,22 @@ class AttemptRunner:
 
     async def _put_in_spool(self, content: bytes, delivery: Delivery, on_wait: Callable[[], None]) -> Spooled:
         """Retry until the spool accepts the content: a deferral must not be reported before its content is durable."""
-        tries = 0
+        pauses = backoff(_SPOOL_BACKOFF_SECONDS, _SPOOL_BACKOFF_SECONDS_MAX)
+        is_first = True
         while True:
             try:
                 return await self._spool.put(content)
             except SpoolUnavailable as error:
-                if tries == 0:  # many deliveries may wait
+                if is_first:  # many deliveries may wait
                     logger.warning(
                         "spool unavailable, report of a deferral waits", **_ids_of(delivery), error=str(error)
                     )
-            except Exception:
+            except Exception:  # a bug in a spool: as if it were unavailable
                 logger.exception("spool failed, report of a deferral waits", **_ids_of(delivery))
-            if tries == 0:
+            if is_first:
                 on_wait()
-            await asyncio.sleep(_SPOOL_BACKOFF_SECONDS[min(tries, len(_SPOOL_BACKOFF_SECONDS) - 1)])
-            tries += 1
+            is_first = False
+            await asyncio.sleep(next(pauses))
 
     def _observe(self, dispatched: Dispatched, outcomes: tuple[Outcome, ...], duration: float) -> None:
         """Update the metrics and log one line."""

@@ -13,19 +13,19 @@ from delivery.mailbox_courier import MailboxCourier
 from delivery.pool import Pool
 from delivery.smtp_courier import SmtpCourier
 from delivery.worker import ReportFailed, Worker
+from mail.backoff import backoff
 from mail.directory import Directory
 from mail.log import DeliveryLog, DeliveryShard
 from mail.resolver import Resolver
-from mail.service import stopped_within
 from mail.settings import NodeSettings
 from mail.settings_roles import DeliverySettings
 from mail.spool import Spool
+from mail.tasks import is_set_within
 from mailstore.mailboxes import Mailboxes
 
 logger = structlog.get_logger()
 
-_RESTART_SECONDS = 1.0  # before the shards are acquired again, doubled each time
-_RESTART_SECONDS_MAX = 300.0
+_RESTART_SECONDS, _RESTART_SECONDS_MAX = 1.0, 300.0  # before the shards are acquired again
 
 
 class DeliveryRole:
@@ -63,18 +63,17 @@ class DeliveryRole:
             ).run()
 
         try:
-            backoff_seconds = _RESTART_SECONDS
+            pauses = backoff(_RESTART_SECONDS, _RESTART_SECONDS_MAX)
             while True:
                 try:
                     await self._log.own_delivery_shards(run_worker, stop, ready)
                     break
                 except ReportFailed as error:
                     # The committed offset is before the attempt, so the shard's next owner repeats it.
-                    event = "delivery restarts, unreported attempts are repeated"
-                    logger.error(event, retry_seconds=backoff_seconds, error=str(error))  # noqa: TRY400
-                    if await stopped_within(stop, backoff_seconds):
+                    pause, event = next(pauses), "delivery restarts, unreported attempts are repeated"
+                    logger.error(event, retry_seconds=pause, error=str(error))  # noqa: TRY400
+                    if await is_set_within(stop, pause):
                         break
-                    backoff_seconds = min(2 * backoff_seconds, _RESTART_SECONDS_MAX)
         finally:
             await self._capacity.close()
             await self._pool.close()

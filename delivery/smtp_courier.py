@@ -51,7 +51,7 @@ class SmtpCourier:
                 if (task := asyncio.current_task()) is not None:
                     task.uncancel()
                 break
-            except Exception:
+            except Exception:  # some recipients have the message, as above
                 logger.exception(
                     "further transaction failed, its recipients deferred",
                     queue_id=delivery.message.queue_id,

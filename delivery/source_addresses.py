@@ -16,13 +16,13 @@ from itertools import chain
 
 import structlog
 
+from mail.backoff import backoff
 from mail.reply import Reply
 from mail.telemetry.delivery import SOURCES_SUSPENDED
 
 logger = structlog.get_logger()
 
-BACKOFF_SECONDS = 30.0  # doubled each time
-BACKOFF_SECONDS_MAX = 600.0
+BACKOFF_SECONDS, BACKOFF_SECONDS_MAX = 30.0, 600.0
 # Linux: the kernel chooses the port at connect(), so that two connections to different servers may share one.
 _BIND_ADDRESS_NO_PORT = getattr(socket, "IP_BIND_ADDRESS_NO_PORT", 24)
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}  # nothing is wrong with the address
@@ -39,7 +39,7 @@ class NoSource(Exception):
 @dataclass(slots=True)
 class _Source:
     address: str
-    backoff_seconds: float = 0.0  # 0: not suspended
+    pauses: Iterator[float] | None = None  # None: not suspended
     retry_at: float = 0.0
 
 
@@ -55,7 +55,7 @@ class SourceAddresses:
     def source_refusal(self, ip: str) -> Reply | None:
         """Why there is no source address for a connection to `ip` now; None: there is one."""
         sources = self._sources.get(_family(ip), [])
-        if not self._sources or any(not source.backoff_seconds for source in sources):
+        if not self._sources or any(source.pauses is None for source in sources):
             return None
         state = "are suspended: they cannot be used" if sources else "are missing in delivery.source_addresses"
         return Reply(451, "4.4.0", f"No source address to connect from: those for IPv{_family(ip)} {state}")
@@ -77,13 +77,13 @@ class SourceAddresses:
                 sock.close()
                 raise
             sock.close()
-            if not source.backoff_seconds:  # another connection may have suspended it in the meantime
+            if source.pauses is None:  # another connection may have suspended it in the meantime
                 self._suspend(source, f"the system connects from {actual} instead", loop.time())
 
     def _next_socket(self, ip: str, now_seconds: float) -> tuple[_Source, socket.socket]:
         sources = self._sources.get(_family(ip), [])
         for source in list(sources):
-            if source.backoff_seconds:
+            if source.pauses is not None:
                 continue
             sources.remove(source)
             sources.append(source)
@@ -100,25 +100,25 @@ class SourceAddresses:
     def recheck_suspended(self, now_seconds: float) -> None:
         """Check suspended addresses after their back-off and resume the usable ones."""
         for source in self._all():
-            if not source.backoff_seconds or now_seconds < source.retry_at:
+            if source.pauses is None or now_seconds < source.retry_at:
                 continue
             if (reason := unusable_reason(source.address)) is not None:
                 self._suspend(source, reason, now_seconds)
             else:
-                source.backoff_seconds = 0.0
+                source.pauses = None
                 logger.info("source address resumed", source=source.address)
                 self._update_gauge()
 
     def _suspend(self, source: _Source, reason: str, now_seconds: float) -> None:
-        if not source.backoff_seconds:
+        if source.pauses is None:
             advice = "check delivery.source_addresses"
             logger.error("source address suspended", source=source.address, reason=reason, advice=advice)
-        source.backoff_seconds = min(max(BACKOFF_SECONDS, 2 * source.backoff_seconds), BACKOFF_SECONDS_MAX)
-        source.retry_at = now_seconds + source.backoff_seconds
+            source.pauses = backoff(BACKOFF_SECONDS, BACKOFF_SECONDS_MAX)
+        source.retry_at = now_seconds + next(source.pauses)
         self._update_gauge()
 
     def _update_gauge(self) -> None:
-        SOURCES_SUSPENDED.set(sum(bool(source.backoff_seconds) for source in self._all()))
+        SOURCES_SUSPENDED.set(sum(source.pauses is not None for source in self._all()))
 
     def _all(self) -> Iterator[_Source]:
         return chain.from_iterable(self._sources.values())

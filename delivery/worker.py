@@ -15,9 +15,11 @@ import structlog
 
 from delivery.attempt import AttemptResult, AttemptRunner
 from delivery.capacity import Capacity, DeliveryItem
+from mail.backoff import backoff
 from mail.log import DeliveryShard, LogUnavailable, ShardLost
 from mail.record import Attempted
 from mail.route import MAILBOX_SITE
+from mail.tasks import cancel_tasks
 from mail.telemetry.delivery import IN_FLIGHT
 from mail.telemetry.log import CONSUMED_RECORDS
 
@@ -25,11 +27,7 @@ logger = structlog.get_logger()
 
 _READ_MAX = 250
 _CONSUMED = CONSUMED_RECORDS.labels("dispatched")
-_BACKOFF_SECONDS = (0.05, 0.2, 0.5, 1.0, 2.0, 5.0)
-
-
-def _backoff_seconds(failures: int) -> float:
-    return _BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS) - 1)]
+_BACKOFF_SECONDS, _BACKOFF_SECONDS_MAX = 0.05, 5.0
 
 
 class ReportFailed(Exception):
@@ -60,9 +58,7 @@ class Worker:
             futures: set[asyncio.Future[Any]] = {reading, shard_lost, self._failure}
             await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            shard_lost.cancel()
-            reading.cancel()
-            await asyncio.wait({reading})
+            await cancel_tasks(shard_lost, reading)
             await self._drain()
         if self._failure.done():
             self._failure.result()
@@ -71,7 +67,7 @@ class Worker:
 
     async def _read(self) -> None:
         """Read and queue entries until the shard is lost."""
-        failures = 0
+        pauses = backoff(_BACKOFF_SECONDS, _BACKOFF_SECONDS_MAX)
         while True:
             limit = min(await self._capacity.read_limit(self), _READ_MAX)
             try:
@@ -80,13 +76,11 @@ class Worker:
                 self._stopping = True  # the next owner makes the attempts that have not started
                 return
             except LogUnavailable as error:
-                backoff = _backoff_seconds(failures)
-                event = "log unavailable, no new deliveries are read"
-                logger.warning(event, shard=self._shard.number, retry_seconds=backoff, error=str(error))
-                await asyncio.sleep(backoff)
-                failures += 1
+                pause, event = next(pauses), "log unavailable, no new deliveries are read"
+                logger.warning(event, shard=self._shard.number, retry_seconds=pause, error=str(error))
+                await asyncio.sleep(pause)
                 continue
-            failures = 0
+            pauses = backoff(_BACKOFF_SECONDS, _BACKOFF_SECONDS_MAX)
             _CONSUMED.inc(len(entries))
             for entry in entries:
                 self._capacity.add(self, entry)
@@ -108,7 +102,7 @@ class Worker:
             await self._attempt_and_report(item)
         except ShardLost:
             self._stopping = True  # the next owner makes the attempt again
-        except Exception as error:
+        except Exception as error:  # boundary of the task: `run` raises it
             logger.exception("attempt not reported: shard restarts, attempt is repeated", **self._ids_of(item))
             if not self._failure.done():
                 self._failure.set_exception(ReportFailed(f"{item.entry.record.delivery.id}: {error!r}"))
@@ -128,7 +122,7 @@ class Worker:
             await self._report(item, await self._attempt_runner.make_report(record, result, on_spool_wait))
         except ShardLost:
             raise
-        except Exception:
+        except Exception:  # boundary of the attempt: reported as a deferral
             logger.exception("attempt failed, undelivered recipients deferred", **self._ids_of(item))
             await self._report(
                 item, await self._attempt_runner.make_internal_error_report(record, result, on_spool_wait)
@@ -146,17 +140,14 @@ class Worker:
 
     async def _report(self, item: DeliveryItem, attempted: Attempted) -> None:
         """Retry until the log accepts the report."""
-        failures = 0
-        while True:
+        for pause in backoff(_BACKOFF_SECONDS, _BACKOFF_SECONDS_MAX):
             try:
                 await self._shard.finish(item.entry, attempted)
                 return
             except LogUnavailable as error:
-                backoff = _backoff_seconds(failures)
                 event = "log unavailable, report of an attempt waits"
-                logger.warning(event, **self._ids_of(item), retry_seconds=backoff, error=str(error))
-                await asyncio.sleep(backoff)
-                failures += 1
+                logger.warning(event, **self._ids_of(item), retry_seconds=pause, error=str(error))
+                await asyncio.sleep(pause)
 
     def _ids_of(self, item: DeliveryItem) -> dict[str, str | int]:
         """The fields of a log line that identify a delivery."""

@@ -218,3 +218,9 @@ def test_no_module_has_the_name_of_a_standard_one() -> None:
     modules = [path for folder in (*PACKAGES, "deploy", "tests") for path in (ROOT / folder).rglob("*.py")]
     named = {path.stem for path in modules} | {path.parent.name for path in modules}
     assert {name for name in named if not name.startswith("__")} & sys.stdlib_module_names == set()
+
+
+def test_every_handler_of_all_errors_says_why() -> None:
+    """`except Exception` stands only where a task, a thread or a callback ends."""
+    handler = re.compile(r"^ *except Exception\b(?!.*  # ).*$", re.MULTILINE)
+    assert {name: found for name, path in _modules() if (found := handler.findall(path.read_text("utf-8")))} == {}
