@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import structlog
 
@@ -42,6 +42,7 @@ from mail.spool import Spool, SpoolUnavailable
 from mail.tasks import is_set_within
 from router.accounting import BatchAccounting
 from router.batch_budget import BatchBudget
+from router.clock_step import ClockStep, due_now
 from router.content_placement import ContentPlacement
 from router.decide import Due, Trigger, content_to_quote, decide
 from router.dedup import RecentQueueIds
@@ -75,6 +76,7 @@ class RouterResources:
     batch_resolver: BatchResolver
     metrics: Metrics
     now: Callable[[], datetime] = field(default=utc_now)
+    monotonic: Callable[[], float] = field(default=monotonic)
 
 
 class ShardState:
@@ -86,6 +88,7 @@ class ShardState:
         self.content_placement = ContentPlacement(router.spool)
         self.budget = BatchBudget(router.batch_size)
         self.recent_queue_ids = RecentQueueIds()
+        self.clock_step = ClockStep()
 
 
 async def process_shard(shard: RouterShard, router: RouterResources, stop: asyncio.Event) -> None:
@@ -102,6 +105,7 @@ async def process_shard(shard: RouterShard, router: RouterResources, stop: async
                 await _route_one_by_one(state)
                 one_by_one = False
             queue = await _replay(state)
+            await _correct_retry_times(state, queue)
             logger.debug("shard ready", shard=shard.number, deliveries=len(queue))
             wait = timedelta(0)
             while True:
@@ -132,9 +136,26 @@ async def _replay(state: ShardState) -> MailQueue:
     return queue
 
 
+async def _correct_retry_times(state: ShardState, queue: MailQueue) -> None:
+    """Make due what a clock that was ahead has put off (`router/clock_step.py`)."""
+    router = state.router
+    corrections = list(due_now(queue.entries(), router.policy.retry, router.now()))
+    if corrections:
+        event = "retry times too far in the future, deliveries are due now"
+        logger.warning(event, shard=state.shard.number, deliveries=len(corrections))
+    for start in range(0, len(corrections), router.batch_size):
+        batch = _Batch(queue, router.now())
+        batch.outputs += corrections[start : start + router.batch_size]
+        for entry in batch.outputs:
+            queue.apply(entry)
+        await _commit(state, batch, (), perf_counter())
+
+
 async def _route_batch(state: ShardState, queue: MailQueue, wait: timedelta) -> timedelta:
     """Process one batch, from reading to the commit. Returns how long the next batch may wait for inputs."""
     router = state.router
+    if state.clock_step.is_back(router.now(), router.monotonic()):
+        await _correct_retry_times(state, queue)
     inputs = await _read_inputs(state, wait)
     due_count = await _decide_and_commit(state, queue, inputs, router.batch_size)
     if due_count == router.batch_size:
