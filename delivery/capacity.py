@@ -68,7 +68,7 @@ class Capacity:
                 await freed.wait()
         return limit
 
-    def add(self, worker: Starter, entry: Entry[Dispatched], queued_at: float | None = None) -> None:
+    def add(self, worker: Starter, entry: Entry[Dispatched], queued_at: float = 0.0) -> None:
         """Queue an entry; `start` starts it."""
         dispatched = entry.record
         content = dispatched.content
@@ -76,8 +76,7 @@ class Capacity:
         self._largest_inline_bytes = max(self._largest_inline_bytes, inline_bytes)
         in_flight_bytes = inline_bytes or dispatched.delivery.message.size_bytes
         site = dispatched.delivery.route.site
-        queued_at = monotonic() if queued_at is None else queued_at
-        self.scheduler.add(Item(worker, entry, site, inline_bytes, in_flight_bytes, queued_at))
+        self.scheduler.add(Item(worker, entry, site, inline_bytes, in_flight_bytes, queued_at or monotonic()))
 
     def start(self) -> None:
         """Start queued deliveries of all shards, as far as the limits allow."""

@@ -100,7 +100,6 @@ class Pool:
             if acquired is None:
                 acquired = await self._open(peer, route)
             elif isinstance(acquired, Connection) and not acquired.usable:  # closed since it was assigned
-                acquired.quit()
                 self._assignment.on_unused(peer, None, started)
                 self._assign(peer)
                 continue
@@ -284,9 +283,8 @@ class Pool:
             connection.check_deadline(now)
         for connection in [idle for idle in self._assignment.idle if now - idle.idle_since >= self._idle_seconds]:
             self._assignment.take_idle(connection).quit()
-        for peer in list(self._assignment.peers.values()):
-            if peer.waiting:
-                self._assign(peer)  # safety net: no delivery may be left behind
+        for peer in [peer for peer in self._assignment.peers.values() if peer.waiting]:
+            self._assign(peer)  # safety net: no delivery may be left behind
         self._sources.recheck_suspended(now)
         if not self._assignment.closed or self._assignment.owners:
             self._sweeper = loop.call_later(self._sweep_seconds, self._sweep)

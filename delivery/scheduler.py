@@ -106,10 +106,7 @@ class Scheduler(Generic[O, T]):
         """Queue a delivery; `start` returns it when it may start."""
         site = self._sites.get(item.site)
         if site is None:
-            is_unproven, limit = False, self._mailbox_slots
-            if item.site != MAILBOX_SITE:
-                is_unproven, limit = self._read_window(item.site)
-            site = self._sites[item.site] = _Site(item.site, is_unproven, limit)
+            site = self._sites[item.site] = _Site(item.site, *self._class_and_limit(item.site))
         site.queue.append(item)
         self._queued_sites[site.is_unproven].setdefault(site.name, site)
         self._queued_by_owner[item.owner] += 1
@@ -180,7 +177,9 @@ class Scheduler(Generic[O, T]):
         self.memory_limited |= not count
         return False
 
-    def _read_window(self, site: str) -> tuple[bool, int]:
+    def _class_and_limit(self, site: str) -> tuple[bool, int]:
+        if site == MAILBOX_SITE:
+            return False, self._mailbox_slots
         window = self._windows.read(site)
         return window.is_unproven, min(window.delivery_limit, self._site_slots)
 
@@ -220,15 +219,14 @@ class Scheduler(Generic[O, T]):
     def _release_slot(self, item: Item[O, T]) -> None:
         site = self._sites[item.site]
         self._add_load(site, -1, -item.in_flight_bytes)
-        if site.name != MAILBOX_SITE:
-            was_unproven = site.is_unproven
-            site.is_unproven, site.limit = self._read_window(site.name)
-            if was_unproven is not site.is_unproven:  # by its last attempts: move its queue and load
-                sign = -1 if was_unproven else 1
-                self._unproven_count += sign * site.in_flight_count
-                self._unproven_bytes += sign * site.in_flight_bytes
-                if self._queued_sites[was_unproven].pop(site.name, None) is not None:
-                    self._queued_sites[site.is_unproven][site.name] = site
+        was_unproven = site.is_unproven
+        site.is_unproven, site.limit = self._class_and_limit(site.name)
+        if was_unproven is not site.is_unproven:  # by its last attempts: move its queue and load
+            sign = -1 if was_unproven else 1
+            self._unproven_count += sign * site.in_flight_count
+            self._unproven_bytes += sign * site.in_flight_bytes
+            if self._queued_sites[was_unproven].pop(site.name, None) is not None:
+                self._queued_sites[site.is_unproven][site.name] = site
         self._forget_if_unused(site)
 
     def take_content(self, limit: int) -> list[Item[O, T]]:
