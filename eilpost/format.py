@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import assert_never
 
-from mail.address import Address
+from mail.address import Address, path_text
 from mail.message import Message
 from mail.record import Active, QueueEntry, WaitCause, Waiting
 from mail.route import Route, ToMailbox, ToMx, ToRelay, Unresolved
@@ -49,8 +49,7 @@ def format_origin(message: Message) -> str:
 
 
 def format_sender(message: Message) -> str:
-    reverse_path = message.envelope.reverse_path
-    return str(reverse_path) if reverse_path is not None else "<>"
+    return path_text(message.envelope.reverse_path)
 
 
 def format_addresses(addresses: Sequence[Address], limit: int = 5) -> str:

@@ -8,17 +8,33 @@ got 451 may still be appended, so a time-out can cause a duplicate, never a loss
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from time import perf_counter
 
 import structlog
 
 from ingress import replies
+from ingress.checks import Facts, apply
+from ingress.content import begins_with_header, normalize
+from ingress.listener import Policy
+from ingress.session import Accept
+from ingress.tenant import tenant_of
+from mail.address import path_text
+from mail.directory import Snapshot
+from mail.envelope import Envelope
 from mail.log import Appender, LogUnavailable
-from mail.message import Content, Inline, Message
+from mail.message import Client, Content, Inline, Message
+from mail.queue_id import new_queue_id
 from mail.record import Accepted
 from mail.reply import Reply
 from mail.spool import Spool, SpoolUnavailable
+from mail.telemetry.ingress import ACCEPT_DURATION, MESSAGE_SIZE, MESSAGES_RECEIVED
 
 logger = structlog.get_logger()
+
+_LOGGED_RECIPIENTS_MAX = 20  # addresses in one log line
+_RECEIVED_ACCEPTED = MESSAGES_RECEIVED.labels("accepted")
 
 
 class Acceptance:
@@ -29,6 +45,50 @@ class Acceptance:
         self._spool = spool
         self._inline_max = inline_max
         self._timeout_seconds = timeout_seconds
+
+    async def receive(
+        self, transaction: Accept, data: bytearray, *, client: Client, policy: Policy, snapshot: Snapshot
+    ) -> tuple[Reply, Mapping[str, object]]:
+        """Check, stamp and accept a message whose dot-stuffed content is `data`. Return the reply, and the fields of
+        its log line when it is a refusal.
+        """
+        started = perf_counter()
+        mail, recipients = transaction.mail, transaction.recipients
+        facts = Facts(policy.hostname, policy.max_size, policy.max_hops, begins_with_header(data))
+        data = normalize(data)
+        content_bytes = len(data)
+        message = Message(
+            queue_id=new_queue_id(),
+            tenant=tenant_of(mail.reverse_path, recipients, snapshot),
+            received=datetime.now(UTC),
+            envelope=Envelope(mail.reverse_path, recipients, mail.body, mail.smtputf8),
+            size_bytes=content_bytes,
+            client=client,
+        )
+        stamped = apply(policy.entries, message, data, facts)
+        del data  # during the append the content is in memory once
+        sender = path_text(mail.reverse_path)
+        if isinstance(stamped, Reply):
+            return stamped, {"sender": sender, "content_bytes": content_bytes}
+        message, content = stamped
+        reply = await self.accept(message, content)
+        if reply.code != 250:
+            return reply, {"queue_id": message.queue_id, "sender": sender}
+        MESSAGE_SIZE.observe(content_bytes)
+        logger.info(
+            "message accepted",
+            queue_id=message.queue_id,
+            sender=sender,
+            to=[str(recipient.original) for recipient in recipients[:_LOGGED_RECIPIENTS_MAX]],
+            recipients=len(recipients),
+            size_bytes=message.size_bytes,
+            client=client.ip,
+            helo=client.helo,
+            protocol=client.protocol,
+        )
+        _RECEIVED_ACCEPTED.inc()
+        ACCEPT_DURATION.observe(perf_counter() - started)
+        return reply, {}
 
     async def accept(self, message: Message, data: bytes) -> Reply:
         """Return 250 when the message is durable, 4xx when it is not or when that is unknown."""

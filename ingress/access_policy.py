@@ -2,16 +2,17 @@
 
 Both addresses are checked before the message is accepted, also those behind an alias, so that eilpost refuses a message
 instead of bouncing it. The caller evaluates `relay_networks` (`ingress/listener.py`) and queries DNS when a verdict is
-`QueryMx` or `QueryAddresses`; an unknown DNS answer means a temporary refusal.
+`QueryMx` or `NoRecords`; an unknown DNS answer means a temporary refusal.
 """
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import assert_never
+
+from msgspec import Struct
 
 from ingress import replies
 from mail.address import Address, literal_ip
@@ -26,33 +27,17 @@ _parsed_ip = lru_cache(maxsize=1024)(ipaddress.ip_address)  # the same clients c
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-@dataclass(frozen=True, slots=True)
-class ClientPolicy:
+class ClientPolicy(Struct, frozen=True):
     """Policy for a client, by its address."""
 
     may_relay: bool
     sender_must_resolve: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Ok:
-    """The sender is accepted."""
-
-
-@dataclass(frozen=True, slots=True)
-class QueryMx:
+class QueryMx(Struct, frozen=True):
     """Query the MX records of `domain`, then call `evaluate_mx`."""
 
     domain: str
-
-
-@dataclass(frozen=True, slots=True)
-class QueryAddresses:
-    """No MX: query the addresses of the domain (implicit MX), then call `evaluate_addresses`."""
-
-
-OK = Ok()
-QUERY_ADDRESSES = QueryAddresses()
 
 
 def parse_networks(texts: Iterable[str]) -> tuple[Network, ...]:
@@ -80,32 +65,34 @@ def is_within(ip: str, networks: tuple[Network, ...]) -> bool:
     return any(address in network for network in networks)
 
 
-def check_sender(reverse_path: Address | None, snapshot: Snapshot, client_policy: ClientPolicy) -> Ok | QueryMx | Reply:
-    """Check MAIL FROM. The null reverse-path is always accepted (RFC 5321 section 4.5.5)."""
+def check_sender(
+    reverse_path: Address | None, snapshot: Snapshot, client_policy: ClientPolicy
+) -> QueryMx | Reply | None:
+    """Check MAIL FROM; None accepts it, as always the null reverse-path (RFC 5321 section 4.5.5)."""
     if reverse_path is None:
-        return OK
+        return None
     match snapshot.lookup(reverse_path):
         case IsMailbox() | IsAlias() | IsRelayed():
-            return OK
+            return None
         case IsUnknown():
             return replies.UNKNOWN_SENDER.about(_address_text(reverse_path))
         case IsRemote():
             if not client_policy.sender_must_resolve or literal_ip(reverse_path.domain) is not None:
-                return OK
+                return None
             return QueryMx(reverse_path.domain_ascii)
         case other:
             assert_never(other)
 
 
-def evaluate_mx(answer: MxAnswer, domain: str) -> Ok | QueryAddresses | Reply:
-    """Evaluate the MX answer for a sender domain."""
+def evaluate_mx(answer: MxAnswer, domain: str) -> NoRecords | Reply | None:
+    """Evaluate the MX answer for a sender domain; None accepts it. NoRecords: evaluate its addresses."""
     match answer:
         case MxHosts():
-            return OK
+            return None
         case NullMx():
             return replies.SENDER_DOMAIN_NULL_MX.about(domain)
         case NoRecords():
-            return QUERY_ADDRESSES  # RFC 5321 section 5.1: the implicit MX
+            return answer  # RFC 5321 section 5.1: the implicit MX
         case NoSuchDomain():
             return replies.SENDER_DOMAIN_NOT_FOUND.about(domain)
         case DnsUnknown():
@@ -114,11 +101,11 @@ def evaluate_mx(answer: MxAnswer, domain: str) -> Ok | QueryAddresses | Reply:
             assert_never(other)
 
 
-def evaluate_addresses(answer: AddressAnswer, domain: str) -> Ok | Reply:
-    """Evaluate the address answer for a sender domain without MX."""
+def evaluate_addresses(answer: AddressAnswer, domain: str) -> Reply | None:
+    """Evaluate the address answer for a sender domain without MX; None accepts it."""
     match answer:
         case IpAddresses():
-            return OK
+            return None
         case NoRecords() | NoSuchDomain():
             return replies.SENDER_DOMAIN_NOT_FOUND.about(domain)
         case DnsUnknown():

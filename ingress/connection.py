@@ -1,4 +1,4 @@
-"""SMTP connection driver: reads octets, writes replies, runs time-outs.
+"""SMTP connection driver: reads octets, executes the actions of the session, runs time-outs.
 
 It replaces aiosmtpd's line reader (LF ends a line) and its parser (lenient). Replies are sent in order, no exception
 text reaches the client, and a disconnect never cancels an append.
@@ -7,22 +7,25 @@ text reaches the client, and a disconnect never cancels an append.
 from __future__ import annotations
 
 import asyncio
-from functools import cache
-from typing import Any
+from functools import cache, lru_cache
+from typing import assert_never, cast
 
 import structlog
 
-from ingress import replies
-from ingress.access_policy import ClientPolicy, normalize_ip
+from ingress import esmtp, replies
+from ingress import session as actions
+from ingress.access_policy import QueryMx, normalize_ip
 from ingress.aiosmtpd_compat import SmtpProtocol
-from ingress.esmtp import LONGEST_LINE
 from ingress.framer import Framer
 from ingress.limits import IncomingData
 from ingress.listener import Listener
-from ingress.session import Session
-from ingress.session_end import SessionEnd
+from ingress.services import Services
+from ingress.session import Session, SessionEnd
 from ingress.write_coalescer import WriteCoalescer
-from mail.telemetry.ingress import SMTP_CONNECTIONS, SMTP_SESSIONS
+from mail.log import Down
+from mail.message import Client
+from mail.reply import Reply
+from mail.telemetry.ingress import MESSAGES_RECEIVED, SMTP_CONNECTIONS, SMTP_REPLIES, SMTP_SESSIONS
 
 logger = structlog.get_logger()
 
@@ -35,6 +38,10 @@ _LINGER_SECONDS = 5.0  # for a client that does not read the last reply
 # Labelled children, cached: the set of label values is small.
 _open_connections = cache(SMTP_CONNECTIONS.labels)
 _ended_sessions = cache(SMTP_SESSIONS.labels)
+_refused_messages = cache(MESSAGES_RECEIVED.labels)
+_sent_replies = cache(lambda verb, code: SMTP_REPLIES.labels(verb, str(code // 100)))
+
+_encoded = lru_cache(maxsize=512)(Reply.to_bytes)
 
 
 class Connection(SmtpProtocol):
@@ -43,16 +50,20 @@ class Connection(SmtpProtocol):
     def __init__(
         self,
         listener: Listener,
+        services: Services,
         connections: set[Connection],
         coalescer: WriteCoalescer,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        super().__init__(listener.hostname, loop)
+        super().__init__(listener.policy.hostname, loop)
         self._listener = listener
+        self._policy = listener.policy
+        self._services = services
         self._connections = connections
         self._coalescer = coalescer
-        self.framer = Framer(LONGEST_LINE)
-        self._session = Session(listener, self, "", 0, ClientPolicy(may_relay=False, sender_must_resolve=True))
+        self.framer = Framer(esmtp.LONGEST_LINE)
+        self.output: list[bytes] = []  # replies that are not written yet
+        self._end: SessionEnd | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_due = 0.0
@@ -64,16 +75,17 @@ class Connection(SmtpProtocol):
         self._draining = False
         self._drain_at = 0.0  # when the grace time for QUIT ends
         self._incoming_data: IncomingData | None = None  # entry in the memory budget
-        self._data_started_at = 0.0
-        self.data_over_budget = False
 
     # Transport events and timers
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        peer = transport.get_extra_info("peername")
-        if isinstance(peer, tuple):
-            self._session.ip, self._session.port = normalize_ip(peer[0]), peer[1]
-            self._session.client_policy = self._listener.client_policy(self._session.ip)
+        self._stream = cast(asyncio.Transport, transport)  # that of uvloop is no subclass
+        peer = transport.get_extra_info("peername")  # None: the client has already disconnected
+        self._ip: str = normalize_ip(peer[0]) if peer else ""
+        self._port: int = peer[1] if peer else 0
+        client_policy = self._policy.client_policy(self._ip)
+        self._exempt = client_policy.may_relay  # from the limits per client
+        self._session = Session(self._policy, client_policy)
         self._connections.add(self)
         super().connection_made(transport)
 
@@ -81,19 +93,14 @@ class Connection(SmtpProtocol):
         framer = self.framer
         framer.feed(data)
         if framer.in_data and not self._command_in_progress:
-            self._update_memory_budget()
-            self._reset_data_timeout()
+            self._on_data()
             if framer.data_is_complete:
                 self._wake()
         elif self._waiter is not None and framer.has_line:
             self._wake()
-        if (
-            not self._reading_is_paused
-            and framer.pipelined_bytes > _PIPELINED_MAX_BYTES
-            and self._client_transport is not None
-        ):
+        if not self._reading_is_paused and framer.pipelined_bytes > _PIPELINED_MAX_BYTES:
             self._reading_is_paused = True
-            self._client_transport.pause_reading()
+            self._stream.pause_reading()
 
     def eof_received(self) -> bool:
         # aiosmtpd would cancel the current command; input before the half-close is still handled.
@@ -112,7 +119,7 @@ class Connection(SmtpProtocol):
 
     def reset_timeout(self, seconds: float | None = None) -> None:
         # One timer per session checks the deadline when it fires, so moving the deadline is cheap.
-        self._deadline = self.loop.time() + (seconds or self._listener.command_seconds)
+        self._deadline = self.loop.time() + (seconds or self._policy.command_seconds)
         if self._timer is None or self._timer_due > self._deadline:
             self._arm_timer(self._deadline)
 
@@ -126,12 +133,12 @@ class Connection(SmtpProtocol):
         now = self.loop.time()
         if self._deadline - now > 0.001:
             self._arm_timer(self._deadline)
-        elif self._session.end:
+        elif self._end:
             self.abort()
         elif self._command_in_progress:
             self._arm_timer(now + 1.0)  # the server is busy, the client is not idle
         else:
-            self._session.close(replies.TIMED_OUT, SessionEnd.TIMEOUT)
+            self._reply_and_end(replies.TIMED_OUT, SessionEnd.TIMEOUT)
             self._close_connection()
 
     def drain(self) -> None:
@@ -150,64 +157,64 @@ class Connection(SmtpProtocol):
 
     def abort(self) -> None:
         """Close the connection without flushing."""
-        if self._client_transport is not None:
-            self._client_transport.abort()
-
-    @property
-    def _client_transport(self) -> asyncio.Transport | None:
-        transport: asyncio.Transport | None = self.transport  # type: ignore[assignment]  # aiosmtpd declares BaseTransport
-        return transport
+        self._stream.abort()
 
     # Command loop
 
     async def serve(self) -> None:
-        session = self._session
-        admitted = self._listener.connection_limiter.acquire(session.ip, exempt=session.client_policy.may_relay)
+        session, limiter = self._session, self._services.connection_limiter
+        admitted = limiter.acquire(self._ip, exempt=self._exempt)
         connections = _open_connections(self._listener.name)
         connections.inc()
         try:
-            if session.greet(admitted=admitted, draining=self._draining):
-                await self._run_commands()
+            await self._execute(session.greet(self._refuse_connection(admitted=admitted)))
+            await self._run_commands()
         except asyncio.CancelledError:
             if self._command_in_progress:
-                session.end = SessionEnd.ABORTED  # the outcome of the message is unknown: send no reply
+                self._end = SessionEnd.ABORTED  # the outcome of the message is unknown: send no reply
             else:
-                session.close(replies.SHUTTING_DOWN, SessionEnd.ABORTED)  # RFC 5321 section 3.8
+                self._reply_and_end(replies.SHUTTING_DOWN, SessionEnd.ABORTED)  # RFC 5321 section 3.8
             raise
         finally:
             self._close_connection()
             self._release_memory()
             if admitted:
-                self._listener.connection_limiter.release(session.ip)
+                limiter.release(self._ip)
             connections.dec()
-            _ended_sessions(self._listener.name, (session.end or SessionEnd.INTERNAL_ERROR).value).inc()
+            _ended_sessions(self._listener.name, (self._end or SessionEnd.INTERNAL_ERROR).value).inc()
             self._connections.discard(self)
             # Not logged: health checks, which send nothing, and refusals, which were logged before.
-            silent = session.helo is None and not session.errors and session.end is SessionEnd.DISCONNECTED
-            if session.end not in (SessionEnd.QUIT, SessionEnd.REJECTED) and not silent:
-                logger.info(
-                    "session ended", client=session.ip, helo=session.helo, end=session.end, errors=session.errors
-                )
+            silent = session.helo is None and not session.errors and self._end is SessionEnd.DISCONNECTED
+            if self._end not in (SessionEnd.QUIT, SessionEnd.REJECTED) and not silent:
+                logger.info("session ended", client=self._ip, helo=session.helo, end=self._end, errors=session.errors)
+
+    def _refuse_connection(self, *, admitted: bool) -> Reply | None:
+        if self._draining:
+            return replies.SHUTTING_DOWN
+        if not admitted:
+            return replies.TOO_MANY_CONNECTIONS
+        return replies.SERVICE_NOT_AVAILABLE if isinstance(self._services.log.condition(), Down) else None
 
     async def _run_commands(self) -> None:
         session = self._session
         handled = 0
-        while not session.end:
+        while not self._end:
             if self._lost:  # replies cannot be sent; the client will retry
-                session.end = SessionEnd.DISCONNECTED
+                self._end = SessionEnd.DISCONNECTED
                 return
             line = self.framer.next_line()
             if line is None:
                 if self._draining and self.loop.time() >= self._drain_at:
-                    session.close(replies.SHUTTING_DOWN, SessionEnd.SHUTDOWN)
+                    self._reply_and_end(replies.SHUTTING_DOWN, SessionEnd.SHUTDOWN)
                 elif not await self._wait_for_input():
-                    session.end = session.end or SessionEnd.DISCONNECTED
+                    self._end = self._end or SessionEnd.DISCONNECTED
                 continue
             self._command_in_progress = True
             try:
-                await session.handle(line)
-            except Exception as error:  # a bug must not end the session
-                await self.handle_exception(error)
+                await self._execute(session.receive(line, self._services.directory.snapshot))
+            except Exception:  # a bug must not end the session; aiosmtpd would send its text in a 5xx reply
+                logger.exception("internal error, command gets 4xx", client=self._ip, verb=session.verb)
+                await self._execute(session.recover(in_data=self.framer.in_data))
             self._command_in_progress = False
             self._release_memory()
             self.reset_timeout()
@@ -218,27 +225,70 @@ class Connection(SmtpProtocol):
                 await self._flush()
                 await asyncio.sleep(0)
 
-    async def handle_exception(self, error: Exception) -> str:
-        # aiosmtpd would send the exception text in a 5xx reply.
-        logger.error(
-            "internal error, command gets 4xx", client=self._session.ip, verb=self._session.verb, exc_info=error
-        )
-        self._session.reply_local_error()
-        return ""
+    # Actions of the session
+
+    async def _execute(self, steps: actions.Actions) -> None:
+        """Execute actions in their order, until the last one or the end of the session; send each result back."""
+        action = next(steps, None)
+        while action is not None and not self._end:
+            result: object = None
+            match action:
+                case Reply():
+                    self._reply(action)
+                case actions.CheckCapacity():
+                    result = self._services.check_capacity(action, self._ip, self.loop.time(), exempt=self._exempt)
+                case actions.OpenTenant():
+                    result = await self._services.open_tenant(action.tenant)
+                case actions.ReadContent():
+                    result = await self._read_content(action.bytes_max)
+                case actions.Accept():
+                    result = await self._services.acceptance.receive(
+                        action,
+                        self.framer.take_data(),
+                        client=Client(self._ip, self._port, action.helo, action.protocol),
+                        policy=self._policy,
+                        snapshot=self._services.directory.snapshot,
+                    )
+                case QueryMx():
+                    result = await self._services.check_domain(action.domain)
+                case actions.Refused():
+                    self._refuse(action)
+                case actions.Close():
+                    self._end = action.end
+                case _:
+                    assert_never(action)
+            # An action always follows a result. `send` would raise StopIteration after the last one, which costs more.
+            action = next(steps, None) if result is None else steps.send(result)
+
+    def _reply(self, reply: Reply) -> None:
+        self.output.append(_encoded(reply))
+        _sent_replies(self._session.verb, reply.code).inc()
+
+    def _reply_and_end(self, reply: Reply, end: SessionEnd) -> None:
+        self._reply(reply)
+        self._end = end
+
+    def _refuse(self, action: actions.Refused) -> None:
+        reply = action.reply
+        logger.info("command refused", client=self._ip, verb=self._session.verb, reply=str(reply), **action.fields)
+        if action.counted:
+            _refused_messages("tempfail" if reply.is_temporary else "rejected").inc()
+        self._reply(reply)
 
     async def _wait_for_input(self) -> bool:
         """Send queued replies and wait for input. Return False when there will be none."""
-        if self._has_unsent_output():
+        if self._stream.get_write_buffer_size():  # earlier output
             await self._flush()
-            if self._has_input():  # arrived while the replies were flushed
-                return True
-        elif self._session.output:
+            framer = self.framer
+            if self._end or (framer.data_is_complete if framer.in_data else framer.has_line):
+                return True  # it arrived while the replies were flushed
+        elif self.output:
             self._coalescer.add(self._write_output)
         if self._eof or self._lost:
             return False
-        if self._reading_is_paused and self._client_transport is not None:
+        if self._reading_is_paused:
             self._reading_is_paused = False
-            self._client_transport.resume_reading()
+            self._stream.resume_reading()
         self._waiter = self.loop.create_future()
         try:
             await self._waiter
@@ -246,110 +296,83 @@ class Connection(SmtpProtocol):
             self._waiter = None
         return True
 
-    def _has_input(self) -> bool:
-        framer = self.framer
-        return bool(self._session.end) or (framer.data_is_complete if framer.in_data else framer.has_line)
-
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def push(self, status: Any) -> None:
-        # As in aiosmtpd, but queued with the other replies.
-        self._session.output.append((status if isinstance(status, bytes) else str(status).encode()) + b"\r\n")
-
-    def _has_unsent_output(self) -> bool:
-        """Whether earlier output is still in the write buffer."""
-        return self._client_transport is not None and self._client_transport.get_write_buffer_size() > 0
-
     async def _flush(self) -> None:
         self._write_output()
-        if self._has_unsent_output():
+        if self._stream.get_write_buffer_size():
             try:
                 await self.drain_writer()
             except ConnectionError:
                 self._lost = True
 
     def _write_output(self) -> None:
-        output = self._session.output
-        if output and self._client_transport is not None and not self._lost and not self._client_transport.is_closing():
-            self._client_transport.write(b"".join(output) if len(output) > 1 else output[0])
+        output = self.output
+        if output and not self._stream.is_closing():
+            self._stream.write(b"".join(output) if len(output) > 1 else output[0])
             output.clear()
 
     def _close_connection(self) -> None:
         """Send queued replies and close; abort after a time-out if the client does not read."""
         self._write_output()
-        if self._client_transport is not None:
-            self._client_transport.close()
+        if not self._lost:
+            self._stream.close()
             self._deadline = self.loop.time() + _LINGER_SECONDS
             self._arm_timer(self._deadline)
         self._wake()
 
     # Message data
 
-    async def read_data(self) -> bool:
-        """Send the 354 and wait for the final dot. Return False when the session ended before it."""
+    async def _read_content(self, bytes_max: int) -> Reply | None:
+        """Send the 354 and wait for the final dot. Return the refusal when the data was discarded."""
         framer = self.framer
         # The size limit (RFC 1870 section 3) excludes transparent dots: at most one for every three octets.
-        framer.begin_data(self._listener.max_size * 4 // 3 + 1)
+        framer.begin_data(bytes_max * 4 // 3 + 1)
         self._command_in_progress = False
-        self._data_started_at = self.loop.time()
-        self._incoming_data = IncomingData(
-            self._session.ip, self._data_started_at, self._abort_slow_data, exempt=self._session.client_policy.may_relay
-        )
-        self._listener.memory_budget.add(self._incoming_data)
-        self._update_memory_budget()
-        self._reset_data_timeout()
-        while not framer.data_is_complete and not self._session.end:
+        incoming = IncomingData(self._ip, self.loop.time(), self._abort_slow_data, exempt=self._exempt)
+        self._incoming_data = incoming
+        self._services.memory_budget.add(incoming)
+        self._on_data()
+        while not framer.data_is_complete and not self._end:
             if not await self._wait_for_input():
                 break
         self._command_in_progress = True
-        if framer.data_is_complete and not self._session.end:
-            return True
-        self._session.end = self._session.end or SessionEnd.DISCONNECTED
-        return False
+        if not framer.data_is_complete:
+            self._end = self._end or SessionEnd.DISCONNECTED
+        if self._end or not framer.data_is_discarded:
+            return None
+        framer.skip_data()
+        return replies.INSUFFICIENT_STORAGE if incoming.is_over_budget else replies.TOO_LARGE
 
-    def _reset_data_timeout(self) -> None:
-        """The time-out is per part of the data, as the client's (RFC 5321 section 4.5.3.2.5). After five times the
-        time-out the client must also have sent at an average rate, so that one octet a minute does not hold a
-        connection.
+    def _on_data(self) -> None:
+        """Report the held data to the memory budget, discard it when it exceeds the budget, and restart the time-out.
+
+        That is per part of the data, as the client's (RFC 5321 section 4.5.3.2.5). After five times the time-out the
+        client must also have sent at an average rate, so that one octet a minute does not hold a connection.
         """
-        seconds = self._listener.data_seconds
-        limit = 5 * seconds + self.framer.data_held_bytes / _LONG_DATA_MIN_BYTES_PER_SECOND
-        remaining = self._data_started_at + limit - self.loop.time()
-        self.reset_timeout(max(0.001, min(seconds, remaining)))
-
-    def has_capacity(self, size_bytes: int) -> bool:
-        """Whether the memory budget allows message data of `size_bytes`."""
-        session = self._session
-        return self._listener.memory_budget.has_capacity(
-            session.ip, size_bytes, self.loop.time(), exempt=session.client_policy.may_relay
-        )
-
-    def _update_memory_budget(self) -> None:
-        """Report the size of the held data to the memory budget; discard the data when it exceeds the budget."""
-        incoming, budget, now = self._incoming_data, self._listener.memory_budget, self.loop.time()
+        incoming, budget, now = self._incoming_data, self._services.memory_budget, self.loop.time()
         if incoming is None:
             return
         incoming.is_complete = self.framer.data_is_complete
         if not budget.resize(incoming, self.framer.data_held_bytes, now):
             self.framer.discard_data()
-            self.data_over_budget = True
+            incoming.is_over_budget = True
             budget.resize(incoming, 0, now)
+        seconds = self._policy.data_seconds
+        limit = 5 * seconds + self.framer.data_held_bytes / _LONG_DATA_MIN_BYTES_PER_SECOND
+        self.reset_timeout(max(0.001, min(seconds, incoming.started_at + limit - now)))
 
     def _abort_slow_data(self) -> None:
         """Called by the memory budget when memory is short and this data arrives slowly."""
-        logger.info(
-            "slow message data aborted, session closed",
-            client=self._session.ip,
-            received_bytes=self.framer.data_held_bytes,
-        )
+        received_bytes = self.framer.data_held_bytes
+        logger.info("slow message data aborted, session closed", client=self._ip, received_bytes=received_bytes)
         self.framer.discard_data()
-        self._session.close(replies.TOO_SLOW, SessionEnd.SLOW)
+        self._reply_and_end(replies.TOO_SLOW, SessionEnd.SLOW)
         self._close_connection()
 
     def _release_memory(self) -> None:
         if self._incoming_data is not None:
-            self._listener.memory_budget.remove(self._incoming_data)
+            self._services.memory_budget.remove(self._incoming_data)
             self._incoming_data = None
-        self.data_over_budget = False

@@ -10,26 +10,31 @@ from __future__ import annotations
 
 import re
 
+from mail.header_section import AnyBytes
+
+_LONE_LF = re.compile(rb"\n(?<!\r\n)")
 _STRAY_CR = re.compile(rb"\r(?!\n(?!\.))")  # not followed by LF, or followed by LF and a transparent dot
+_HEADER_CHECK_BYTES = 1024  # octets examined to decide whether content begins with a header
 _HEADER_LIKE = re.compile(rb"[!-9;-~]+[ \t]*:")  # RFC 5322 section 3.6.8, and section 4.5 for blanks before the colon
 
 
-def normalize(data: bytes) -> bytes:
+def normalize(data: AnyBytes) -> AnyBytes:
     """Normalise line endings, then remove transparent dots (RFC 5321 section 4.5.2)."""
-    if data.count(b"\r") == data.count(b"\n") and _STRAY_CR.search(data) is None:
-        return data  # every CR is followed by LF, and there are no other LFs
+    if data.startswith(b"."):
+        data = data[1:]
+    if _STRAY_CR.search(data) is None and _LONE_LF.search(data) is None:
+        return data
     lines = data.count(b"\r\n")
     if lines != data.count(b"\n") or lines != data.count(b"\r"):
         data = data.replace(b"\r\n", b"\n").replace(b"\r", b" ").replace(b"\n", b"\r\n")
     return data.replace(b"\r\n.", b"\r\n")
 
 
-def begins_with_header(first_bytes: bytes) -> bool:
-    """Whether the content begins with a header field or an empty line. `first_bytes` are still dot-stuffed.
+def begins_with_header(data: bytes | bytearray) -> bool:
+    """Whether the content begins with a header field or an empty line. `data` is still dot-stuffed.
 
     Content without a header needs an empty line after the added Received field: a first line that begins with a space
     would otherwise continue that field.
     """
-    if first_bytes.startswith(b"."):
-        first_bytes = first_bytes[1:]
-    return _HEADER_LIKE.match(first_bytes) is not None or first_bytes.startswith((b"\r\n", b"\n"))
+    start = 1 if data.startswith(b".") else 0
+    return data.startswith((b"\r\n", b"\n"), start) or bool(_HEADER_LIKE.match(data, start, _HEADER_CHECK_BYTES))

@@ -8,18 +8,20 @@ the end of a line, and extra text after EHLO. Source: RFC 5321 sections 4.1.1 an
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+
+from msgspec import Struct
 
 from ingress import replies
 from mail.address import Address, AddressError, parse_domain
 from mail.envelope import Body
 from mail.reply import Reply
 
-VERBS = ("DATA", "EHLO", "EXPN", "HELO", "HELP", "MAIL", "NOOP", "QUIT", "RCPT", "RSET", "VRFY")
+VERBS = frozenset(("DATA", "EHLO", "EXPN", "HELO", "HELP", "MAIL", "NOOP", "QUIT", "RCPT", "RSET", "VRFY"))
 # RFC 5321 section 4.2.4: known but not offered commands get 502, unknown ones 500.
 NOT_OFFERED = frozenset(("AUTH", "BDAT", "BURL", "ETRN", "SAML", "SEND", "SOML", "STARTTLS", "TURN"))
 # HTTP methods: an attacker made a browser connect to this port (Postfix: smtpd_forbidden_commands).
 FORBIDDEN_COMMANDS = frozenset(("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
+WITHOUT_ARGUMENT = frozenset(("DATA", "QUIT", "RSET"))
 NON_MAIL_COMMANDS = frozenset(("EHLO", "HELO", "HELP", "NOOP", "RSET", "VRFY", "EXPN"))
 
 LINE_MAX = 512  # RFC 5321 section 4.5.3.1.4, CRLF included
@@ -28,7 +30,7 @@ LINE_MAX_OF = {"MAIL": LINE_MAX + 26 + 17 + 10, "VRFY": LINE_MAX + 10, "EXPN": L
 LONGEST_LINE = max(LINE_MAX_OF.values())
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_VERB = re.compile(r"[A-Za-z]{1,16}\Z")
+_VERB_MAX = 16
 _HELLO_NAME = re.compile(r"[!-~]{1,255}\Z")
 # Possessive quantifiers prevent backtracking.
 _PATH = re.compile(r'<((?:[^<>"\\]|"(?:[^"\\]|\\.)*+")*+)>(.*)\Z')
@@ -37,16 +39,7 @@ _VALUE = re.compile(r"[!-<>-~\u0080-\U0010ffff]+\Z")  # esmtp-value; RFC 6531 se
 _SIZE = re.compile(r"[0-9]{1,20}\Z")  # RFC 1870 section 5
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """A command line: the verb in upper case, and the argument without surrounding blanks."""
-
-    verb: str
-    argument: str
-
-
-@dataclass(frozen=True, slots=True)
-class MailFrom:
+class MailFrom(Struct, frozen=True):
     """MAIL. `reverse_path` is None for `<>`; `size` is None when the client gave none."""
 
     reverse_path: Address | None
@@ -55,28 +48,27 @@ class MailFrom:
     smtputf8: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class RcptTo:
+class RcptTo(Struct, frozen=True):
     """RCPT. `forward_path` is None for `<Postmaster>` without a domain (RFC 5321 section 4.1.1.3)."""
 
     forward_path: Address | None
 
 
-def parse_command(line: bytes) -> Command | Reply:
-    """Parse a line without its CRLF."""
+def parse_command(line: bytes) -> tuple[str, str] | Reply:
+    """Parse a line without its CRLF: the verb in upper case, and the argument without surrounding blanks."""
     try:
         text = line.decode()
     except UnicodeDecodeError:
         return replies.BAD_CHARACTERS
-    if _CONTROL.search(text):
+    if not (text.isascii() and text.isprintable()) and _CONTROL.search(text):
         return replies.BAD_CHARACTERS
     verb, _, argument = text.partition(" ")
-    if not _VERB.match(verb):
+    if not (verb.isascii() and verb.isalpha() and len(verb) <= _VERB_MAX):
         return replies.UNKNOWN_COMMAND
     verb = verb.upper()
     if len(line) + 2 > LINE_MAX_OF.get(verb, LINE_MAX):
         return replies.LINE_TOO_LONG
-    return Command(verb, argument.strip(" "))  # RFC 5321 section 4.1.1: tolerate trailing blanks
+    return verb, argument.strip(" ")  # RFC 5321 section 4.1.1: tolerate trailing blanks
 
 
 def parse_hello(argument: str) -> str | Reply:

@@ -30,22 +30,22 @@ class Framer:
         self._buffer = bytearray()
         self._scanned = 0  # prefix of the buffer that contains no terminator
         self._overlong = False
-        self._in_data = False
+        self.in_data = False
         self._data_max = 0
         self._data_end = -1  # offset of the final "."; -1: not received yet
-        self._discarding = False
+        self.data_is_discarded = False  # it cannot be taken
         self._at_data_start = False
 
     def feed(self, chunk: bytes) -> None:
         """Add received octets."""
         self._buffer += chunk
-        if self._in_data and self._data_end < 0:
+        if self.in_data and self._data_end < 0:
             self._find_end_of_data()
 
     @property
     def pipelined_bytes(self) -> int:
         """Octets received ahead of the current command or data; the session pauses reading when there are too many."""
-        if not self._in_data:
+        if not self.in_data:
             return len(self._buffer)
         return len(self._buffer) - self._data_end if self._data_end >= 0 else 0
 
@@ -65,7 +65,7 @@ class Framer:
             self._scanned = len(buffer)
             return None
         self._scanned = 0
-        line = bytes(memoryview(buffer)[: line_end + 1])
+        line = bytes(buffer[: line_end + 1])
         del buffer[: line_end + 1]
         if self._overlong or line_end >= self._line_max:
             self._overlong = False
@@ -76,17 +76,13 @@ class Framer:
 
     def begin_data(self, limit: int) -> None:
         """Treat the input, including buffered octets, as message data, of which at most `limit` bytes are held."""
-        self._in_data = True
+        self.in_data = True
         self._data_max = limit
         self._data_end = -1
         self._scanned = 0
-        self._discarding = False
+        self.data_is_discarded = False
         self._at_data_start = True
         self._find_end_of_data()
-
-    @property
-    def in_data(self) -> bool:
-        return self._in_data
 
     @property
     def data_is_complete(self) -> bool:
@@ -95,39 +91,32 @@ class Framer:
     @property
     def data_held_bytes(self) -> int:
         """Message data in memory."""
-        if self._discarding:
+        if self.data_is_discarded:
             return 0
         return self._data_end if self._data_end >= 0 else len(self._buffer)
 
-    @property
-    def data_is_discarded(self) -> bool:
-        """The data was discarded and cannot be taken."""
-        return self._discarding
-
     def discard_data(self) -> None:
         """Discard the message data, but still search for its end."""
-        self._discarding = True
+        self.data_is_discarded = True
         if self._data_end < 0:
             self._trim()
         else:
             del self._buffer[: self._data_end]
             self._data_end = 0
 
-    def peek_data(self, limit_bytes: int) -> bytes:
-        """At most the first `limit_bytes` of complete data."""
-        return bytes(memoryview(self._buffer)[: min(limit_bytes, self._data_end)])
-
-    def take_data(self, prefix: bytes) -> bytes:
-        """Return `prefix` and the complete data in one copy, and return to command lines."""
-        with memoryview(self._buffer) as view:
-            content = b"".join((prefix, view[: self._data_end]))
+    def take_data(self) -> bytearray:
+        """Return the complete data, without a copy, and return to command lines."""
+        data, end = self._buffer, self._data_end
+        self._buffer = data[end:]
+        del data[end:]
+        self._data_end = 0
         self.skip_data()
-        return content
+        return data
 
     def skip_data(self) -> None:
         """Drop complete data and return to command lines."""
         del self._buffer[: self._data_end + len(_END_OF_EMPTY_DATA)]
-        self._in_data = False
+        self.in_data = False
         self._scanned = 0
 
     def _find_end_of_data(self) -> None:
@@ -143,12 +132,12 @@ class Framer:
         if end < 0:
             self._scanned = len(buffer)
             # The last four octets may belong to the terminator.
-            if self._discarding or len(buffer) > self._data_max + len(_END_OF_DATA) - 1:
-                self._discarding = True
+            if self.data_is_discarded or len(buffer) > self._data_max + len(_END_OF_DATA) - 1:
+                self.data_is_discarded = True
                 self._trim()
             return
         self._data_end = end + 2
-        if self._discarding or self._data_end > self._data_max:
+        if self.data_is_discarded or self._data_end > self._data_max:
             self.discard_data()
 
     def _trim(self) -> None:

@@ -33,19 +33,19 @@ class ConnectionLimiter:
         self.total -= 1
         self._by_client[ip] -= 1
         if not self._by_client[ip]:
-            del self._by_client[ip]
+            self._by_client.pop(ip)
 
 
 class IncomingData:
     """Message data being received, and its rate. `abort` ends the session and releases the memory."""
-
-    __slots__ = ("_progress_at", "_progress_bytes", "abort", "client", "exempt", "held_bytes", "is_complete")
 
     def __init__(self, client: str, now: float, abort: Callable[[], None], *, exempt: bool) -> None:
         self.client = client
         self.exempt = exempt  # from the per-client limit
         self.abort = abort
         self.held_bytes = 0
+        self.started_at = now
+        self.is_over_budget = False
         self.is_complete = False  # the append is in progress; the client cannot speed it up
         self._progress_at = now  # when the data last reached the required rate
         self._progress_bytes = 0
@@ -101,7 +101,7 @@ class MemoryBudget:
         self._by_client[data.client] -= data.held_bytes
         data.held_bytes = 0
         if not self._by_client[data.client]:
-            del self._by_client[data.client]
+            self._by_client.pop(data.client)  # faster than `del`, which Counter implements in Python
 
     def _reclaim(self, added_bytes: int, now: float, excluded: IncomingData | None = None) -> bool:
         while self.used_bytes + added_bytes > self._limit_bytes:

@@ -11,7 +11,7 @@ from datetime import datetime
 from email.utils import format_datetime
 
 from mail.address import Address
-from mail.header_section import header_section
+from mail.header_section import AnyBytes, header_section
 from mail.message import Client, QueueId
 
 # Not allowed in a header: comments, quotes, control and other invisible characters.
@@ -22,11 +22,9 @@ _RECEIVED_FIELD = re.compile(rb"\r\nreceived[ \t]*:")
 
 def with_protocol(*, extended: bool, smtputf8: bool, tls: bool = False, authenticated: bool = False) -> str:
     """The "with" keyword: SMTP, ESMTP, ESMTPSA ... (RFC 3848), UTF8SMTP ... (RFC 6531 section 4.3)."""
-    if smtputf8:
-        return "UTF8SMTP" + ("S" if tls else "") + ("A" if authenticated else "")
     if not extended:
         return "SMTP"
-    return "ESMTP" + ("S" if tls else "") + ("A" if authenticated else "")
+    return ("UTF8SMTP" if smtputf8 else "ESMTP") + ("S" if tls else "") + ("A" if authenticated else "")
 
 
 def received_field(
@@ -52,7 +50,7 @@ def received_field(
     ).encode()
 
 
-def count_hops(content: bytes) -> int:
+def count_hops(content: AnyBytes) -> int:
     """Number of Received fields in the header section, to detect loops (RFC 5321 section 6.3). Blanks before the colon
     are obsolete syntax (RFC 5322 section 4.5).
     """

@@ -7,7 +7,6 @@ safe: a client without a 250 sends the message again.
 from __future__ import annotations
 
 import asyncio
-import errno
 from collections.abc import Callable
 
 import structlog
@@ -16,18 +15,19 @@ from ingress import access_policy
 from ingress.accept import Acceptance
 from ingress.connection import Connection
 from ingress.limits import ConnectionLimiter, MemoryBudget
-from ingress.listener import Listener, make_ehlo_reply
+from ingress.listener import Listener, Policy
+from ingress.services import Services
 from ingress.spool_monitor import SpoolMonitor
 from ingress.write_coalescer import WriteCoalescer
 from mail import endpoint
 from mail.directory import Directory
 from mail.log import Appender, Down
-from mail.reply import Reply
 from mail.resolver import Resolver
-from mail.service import ServiceError, stopped_within
+from mail.service import ServiceError, cannot_listen, stopped_within
 from mail.settings import LogSettings, NodeSettings, SpoolSettings
 from mail.settings_roles import IngressSettings
 from mail.spool import Spool
+from mail.tasks import cancel_tasks
 from mail.telemetry.ingress import IN_FLIGHT_BYTES
 
 logger = structlog.get_logger()
@@ -56,26 +56,36 @@ class Ingress:
         directory: Directory,
         resolver: Resolver,
     ) -> None:
-        self._settings = settings
         self._drain_seconds = node.drain_timeout.total_seconds()
-        self._memory_budget = MemoryBudget(
-            settings.max_in_flight_bytes,
-            # One message of max_size always fits, also with a transparent dot in every line (`Connection.read_data`).
-            max(
-                settings.max_in_flight_bytes_per_client,
-                min(settings.max_in_flight_bytes, settings.max_message_size * 4 // 3 + 1),
-            ),
-        )
-        self._spool_monitor = SpoolMonitor(spool, log_settings.min_free_disk)
-        self._log = log
         self.connections: set[Connection] = set()
+        self._servers: list[asyncio.Server] = []
         self.bound_addresses: list[tuple[str, int]] = []  # after `ready`; tells the port when 0 was configured
+        self._services = Services(
+            directory=directory,
+            resolver=resolver,
+            log=log,
+            acceptance=Acceptance(
+                appender=log,
+                spool=spool,
+                inline_max=spool_settings.max_inline_size,
+                timeout_seconds=log_settings.append_timeout.total_seconds() + _APPEND_MARGIN_SECONDS,
+            ),
+            connection_limiter=ConnectionLimiter(settings.max_connections, settings.max_connections_per_client),
+            memory_budget=MemoryBudget(
+                settings.max_in_flight_bytes,
+                # One message of max_size always fits, also with a transparent dot in every line.
+                max(
+                    settings.max_in_flight_bytes_per_client,
+                    min(settings.max_in_flight_bytes, settings.max_message_size * 4 // 3 + 1),
+                ),
+            ),
+            spool_monitor=SpoolMonitor(spool, log_settings.min_free_disk),
+        )
         try:
             networks = access_policy.parse_networks(settings.relay_networks)
         except ValueError as error:
             raise ServiceError(f"ingress.relay_networks: {error}") from None
-        self._listener = Listener(
-            name="mx",
+        policy = Policy(
             hostname=node.hostname,
             relay_networks=networks,
             sender_must_resolve=settings.sender_domain_must_resolve,
@@ -88,66 +98,51 @@ class Ingress:
             alias_depth=alias_depth,
             command_seconds=settings.command_timeout.total_seconds(),
             data_seconds=settings.data_timeout.total_seconds(),
-            directory=directory,
-            resolver=resolver,
-            log=log,
-            acceptance=Acceptance(
-                appender=log,
-                spool=spool,
-                inline_max=spool_settings.max_inline_size,
-                timeout_seconds=log_settings.append_timeout.total_seconds() + _APPEND_MARGIN_SECONDS,
-            ),
-            connection_limiter=ConnectionLimiter(settings.max_connections, settings.max_connections_per_client),
-            memory_budget=self._memory_budget,
-            spool_monitor=self._spool_monitor,
-            greeting_reply=f"220 {node.hostname} ESMTP eilpost\r\n".encode(),
-            ehlo_reply=make_ehlo_reply(node.hostname, settings.max_message_size),
-            helo_reply=Reply(250, "", node.hostname).to_bytes(),
         )
+        mx = Listener("mx", "ingress.smtp_listen", settings.smtp_listen, policy)
+        self.listeners = [listener for listener in (mx,) if listener.address]
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
-        """Serve until `stop`, then drain. Raises ServiceError when the address cannot be bound."""
-        if not self._settings.smtp_listen:
-            ready()
-            await stop.wait()
-            return
-        server = await self._listen(self._settings.smtp_listen)
-        IN_FLIGHT_BYTES.set_function(lambda: self._memory_budget.used_bytes)
-        monitor_task = asyncio.create_task(self._spool_monitor.run(), name="spool monitor")
+        """Serve until `stop`, then drain. Raises ServiceError when an address cannot be bound."""
+        monitor_task: asyncio.Task[None] | None = None
+        coalescer = WriteCoalescer(asyncio.get_running_loop())
         try:
-            await self._wait_for_log(stop)
+            for listener in self.listeners:
+                await self._listen(listener, coalescer)
+            if self.listeners:
+                IN_FLIGHT_BYTES.set_function(lambda: self._services.memory_budget.used_bytes)
+                monitor_task = asyncio.create_task(self._services.spool_monitor.run(), name="spool monitor")
+                await self._wait_for_log(stop)
             ready()
             await stop.wait()
         finally:
-            monitor_task.cancel()
-            server.close()
+            for server in self._servers:
+                server.close()
+            await cancel_tasks(monitor_task)
             await self._drain()
 
     async def _wait_for_log(self, stop: asyncio.Event) -> None:
         """Wait until the log is usable for the first time. Earlier clients get 421."""
-        while isinstance(self._log.condition(), Down) and not await stopped_within(stop, _LOG_POLL_SECONDS):
+        while isinstance(self._services.log.condition(), Down) and not await stopped_within(stop, _LOG_POLL_SECONDS):
             pass
 
-    async def _listen(self, address: str) -> asyncio.Server:
+    async def _listen(self, listener: Listener, coalescer: WriteCoalescer) -> None:
         try:
-            host, port = endpoint.parse(address)
+            host, port = endpoint.parse(listener.address)
         except ValueError as error:
-            raise ServiceError(f"ingress.smtp_listen: {address!r}: {error}") from None
+            raise ServiceError(f"{listener.setting}: {listener.address!r}: {error}") from None
         loop = asyncio.get_running_loop()
-        coalescer = WriteCoalescer(loop)
+
+        def connect() -> Connection:
+            return Connection(listener, self._services, self.connections, coalescer, loop)
+
         try:
-            server = await loop.create_server(
-                lambda: Connection(self._listener, self.connections, coalescer, loop), host, port, backlog=_BACKLOG
-            )
+            server = await loop.create_server(connect, host, port, backlog=_BACKLOG)
         except OSError as error:
-            reason = "the port is in use" if error.errno == errno.EADDRINUSE else (error.strerror or str(error))
-            raise ServiceError(
-                f"ingress.smtp_listen: cannot listen on {address}: {reason}; set another address there, or by "
-                "EILPOST_INGRESS__SMTP_LISTEN=HOST:PORT"
-            ) from None
-        self.bound_addresses = [socket.getsockname()[:2] for socket in server.sockets]
-        logger.debug("listening", role=self.name, listener=self._listener.name, address=address)
-        return server
+            raise cannot_listen(listener.setting, listener.address, error) from None
+        self._servers.append(server)
+        self.bound_addresses += [socket.getsockname()[:2] for socket in server.sockets]
+        logger.debug("listening", role=self.name, listener=listener.name, address=listener.address)
 
     async def _drain(self) -> None:
         """Drain all sessions, wait for messages in progress, then abort the remaining sessions."""

@@ -84,6 +84,11 @@ class Address(FrameStruct, frozen=True):
         return f'"{quoted}"@{self.domain}'
 
 
+def path_text(path: Address | None) -> str:
+    """The text of a reverse-path or forward-path; `<>` for none."""
+    return "<>" if path is None else str(path)
+
+
 def _parse_strict(text: str, *, utf8: bool) -> Address:
     if not text.isascii() and not utf8:
         raise AddressError("address is not ASCII and SMTPUTF8 was not given")  # RFC 6531 section 3.5

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import TypeVar
+
+AnyBytes = TypeVar("AnyBytes", bytes, bytearray)
 
 
-def header_section(content: bytes, bytes_max: int) -> bytes:
+def header_section(content: AnyBytes, bytes_max: int) -> AnyBytes:
     """The header section with its last CRLF, cut off after `bytes_max` bytes. `content` has CRLF lines."""
     if content.startswith(b"\r\n"):
-        return b""
+        return content[:0]
     end = content.find(b"\r\n\r\n", 0, bytes_max)
     return content[:bytes_max] if end < 0 else content[: end + 2]
 

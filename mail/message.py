@@ -13,6 +13,7 @@ QueueId = NewType("QueueId", str)
 DeliveryId = NewType("DeliveryId", str)
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_CROCKFORD_PAIRS = [first + second for first in _CROCKFORD for second in _CROCKFORD]
 _RANDOM_BITS = (1 << 80) - 1
 _CROCKFORD_VALUE = {letter: value for value, letter in enumerate(_CROCKFORD)}
 
@@ -58,11 +59,7 @@ Content = Inline | Spooled
 def make_queue_id(milliseconds: int, random: int) -> QueueId:
     """The ULID of an instant (milliseconds since 1970) and 80 random bits: 26 characters that sort by time."""
     value = (milliseconds << 80) | (random & _RANDOM_BITS)
-    letters = [""] * 26
-    for index in range(25, -1, -1):
-        letters[index] = _CROCKFORD[value & 31]
-        value >>= 5
-    return QueueId("".join(letters))
+    return QueueId("".join([_CROCKFORD_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)]))
 
 
 def derived_queue_id(now: datetime, seed: str) -> QueueId:

@@ -12,14 +12,14 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def log_keys() -> dict[str, set[str]]:
-    """Message of a log line -> its keys; those of `refuse(...)` belong to "command refused"."""
+    """Message of a log line -> its keys; those of `_refuse(...)` in the SMTP session belong to "command refused"."""
     keys: dict[str, set[str]] = defaultdict(set)
     for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Attribute):
                 continue
             owner, name = ast.unparse(call.func.value), call.func.attr
-            if (owner, name) == ("self", "refuse"):
+            if (owner, name) == ("self", "_refuse"):
                 events = ["command refused"]
             elif owner == "logger" and call.args:
                 events = _events(call.args[0])
@@ -27,7 +27,8 @@ def log_keys() -> dict[str, set[str]]:
                 continue
             for event in events:
                 keys[event].update(_keys(call))
-    keys["command refused"].add("helo")  # set in a dict
+    keys["command refused"] -= {"counted"}  # not logged
+    keys["command refused"] |= {"helo", "queue_id", "content_bytes"}  # set in dicts
     return keys
 
 

@@ -85,7 +85,7 @@ def install_ingress(points: FaultPoints) -> None:
         return reply
 
     def writing(self: Any) -> None:
-        queued = [part for part in self._session.output if b"queued as " in part]
+        queued = [part for part in self.output if b"queued as " in part]
         write(self)
         if queued and points.is_armed("after-250"):
             queue_id = queued[-1].partition(b"queued as ")[2][:26].decode()

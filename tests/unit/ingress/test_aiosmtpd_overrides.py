@@ -16,7 +16,7 @@ from tests.support.servers.ingress import running_ingress
 
 def test_overridden_methods_exist_in_aiosmtpd() -> None:
     """They are overridden by name; if aiosmtpd renames one, its own method would silently run instead."""
-    for name in ("_handle_client", "_reset_timeout", "eof_received", "connection_lost", "push"):
+    for name in ("_handle_client", "_reset_timeout", "eof_received", "connection_lost"):
         assert name in vars(SMTP), name
         assert name in vars(SmtpProtocol if name.startswith("_") else Connection), name
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import uvloop
 from structlog.testing import capture_logs
 
 from tests.support.docs.metrics import value
@@ -68,6 +69,12 @@ async def test_disconnect_before_the_final_dot_appends_nothing(
         assert server.log.accepted == []
         assert server.in_flight_bytes == 0
         assert (await (await server.connect()).read_reply()).startswith("220")  # the limiter does not count it
+
+
+def test_session_runs_on_uvloop() -> None:
+    uvloop.run(test_whole_session_in_one_packet_with_half_close())
+    for abort in (False, True):
+        uvloop.run(test_disconnect_before_the_final_dot_appends_nothing(b"EHLO x\r\n", b"250 ", b"MAIL", abort))
 
 
 async def test_whole_session_in_one_packet_with_half_close() -> None:

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from delivery import provider
-from ingress.session_end import SessionEnd
+from ingress.session import SessionEnd
 from mail.outcome import Outcome
 from mail.record import STATES
 from mail.telemetry import FAMILIES, REGISTRY, delivery, router

@@ -1,0 +1,63 @@
+"""Ports and limits that all listeners of a process share, and the look-ups of a session that need them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from ingress import access_policy, replies
+from ingress.accept import Acceptance
+from ingress.limits import ConnectionLimiter, MemoryBudget
+from ingress.session import CheckCapacity
+from ingress.spool_monitor import SpoolMonitor
+from mail.directory import Directory
+from mail.log import Appender, Down, Full
+from mail.reply import Reply
+from mail.resolver import NoRecords, Resolver
+
+_DNS_TIMEOUT_SECONDS = 20.0  # longer than the resolver's own time-out
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    directory: Directory
+    resolver: Resolver
+    log: Appender
+    acceptance: Acceptance
+    connection_limiter: ConnectionLimiter
+    memory_budget: MemoryBudget
+    spool_monitor: SpoolMonitor
+
+    def check_capacity(self, action: CheckCapacity, ip: str, now: float, *, exempt: bool) -> Reply | None:
+        """Whether a message has room. `exempt`: from the limit per client. Return the refusal or None."""
+        condition = self.log.condition() if action.at_mail else None
+        if isinstance(condition, Down):
+            return replies.SERVICE_NOT_AVAILABLE
+        has_memory = not isinstance(condition, Full) and self.memory_budget.has_capacity(
+            ip, action.size_bytes, now, exempt=exempt
+        )
+        if not has_memory:
+            return replies.INSUFFICIENT_STORAGE
+        return self.spool_monitor.refusal if action.at_mail else None
+
+    async def check_domain(self, domain: str) -> Reply | None:
+        """Check by DNS whether a sender's domain accepts mail. Return the refusal or None."""
+        try:
+            async with asyncio.timeout(_DNS_TIMEOUT_SECONDS):
+                verdict = access_policy.evaluate_mx(await self.resolver.mx(domain), domain)
+                if isinstance(verdict, NoRecords):
+                    verdict = access_policy.evaluate_addresses(await self.resolver.addresses(domain), domain)
+        except TimeoutError:
+            return replies.SENDER_DOMAIN_LOOKUP_FAILED.about(domain)
+        return verdict
+
+    async def open_tenant(self, tenant: str) -> Reply | None:
+        """Open the tenant's log. Return the refusal or None."""
+        await self.log.open_tenant(tenant)
+        match self.log.condition(tenant):
+            case Full():
+                return replies.INSUFFICIENT_STORAGE
+            case Down():
+                return replies.TENANT_NOT_AVAILABLE
+            case _:
+                return None
