@@ -23,11 +23,11 @@ from mail import endpoint
 from mail.directory import Directory
 from mail.log import Appender, Down
 from mail.resolver import Resolver
-from mail.service import ServiceError, cannot_listen, stopped_within
+from mail.service import ServiceError, cannot_listen
 from mail.settings import LogSettings, NodeSettings, SpoolSettings
 from mail.settings_roles import IngressSettings
 from mail.spool import Spool
-from mail.tasks import cancel_tasks
+from mail.tasks import cancel_tasks, is_set_within
 from mail.telemetry.ingress import IN_FLIGHT_BYTES
 
 logger = structlog.get_logger()
@@ -123,7 +123,7 @@ class Ingress:
 
     async def _wait_for_log(self, stop: asyncio.Event) -> None:
         """Wait until the log is usable for the first time. Earlier clients get 421."""
-        while isinstance(self._services.log.condition(), Down) and not await stopped_within(stop, _LOG_POLL_SECONDS):
+        while isinstance(self._services.log.condition(), Down) and not await is_set_within(stop, _LOG_POLL_SECONDS):
             pass
 
     async def _listen(self, listener: Listener, coalescer: WriteCoalescer) -> None:

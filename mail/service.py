@@ -23,7 +23,6 @@ from mail.settings_file import variable_name
 from mail.settings_section import SettingsError
 from mail.signals import EXIT_INTERRUPTED, Signals
 from mail.spool import SpoolUnavailable
-from mail.tasks import is_set_within
 from mail.telemetry.runtime import DRAINING, LOOP_LAG
 
 logger = structlog.get_logger()
@@ -62,10 +61,6 @@ class Role(Protocol):
         Raises ServiceError for what an operator must fix (a port in use). Any other exception is a bug.
         """
         ...
-
-
-async def stopped_within(stop: asyncio.Event, seconds: float) -> bool:
-    return await is_set_within(stop, seconds)
 
 
 class Health:
