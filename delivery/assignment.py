@@ -1,8 +1,8 @@
-"""Assignment of waiting deliveries to connections: `assign`, called at every change, decides who gets which. No I/O.
+"""Assignment of connections to waiting deliveries, by `assign`, which is called at every change. No I/O.
 
 A delivery gets an idle connection with its key, or opens one if the window of its site and the total limit allow, or is
-refused during a back-off. Otherwise it waits for a connection of its peer; a peer that waits for another peer to make
-room is *starved*.
+refused during a back-off. Otherwise it waits for a connection of its peer; a peer without a connection, because of the
+limits, is *starved*.
 """
 
 from __future__ import annotations
@@ -101,7 +101,9 @@ class Assignment(Generic[C, W]):
         return peer
 
     def assign(self, peer: Peer[C, W], now: float) -> list[Decision[C, W]]:
-        """What follows from a change of `peer`. Room goes to starved peers first, or busy ones would take all of it."""
+        """The decisions after a change of `peer`. Starved peers are served first; otherwise busy ones would use all of
+        the free capacity.
+        """
         decisions: list[Decision[C, W]] = []
         if peer.idle or not self._starved:
             self._serve(peer, now, decisions)
@@ -142,14 +144,14 @@ class Assignment(Generic[C, W]):
 
     def _wait(self, peer: Peer[C, W], decisions: list[Decision[C, W]]) -> None:
         """The peer must wait: for its own connections, or, starved, for room; then one idle connection is closed."""
-        has_room = peer.window.has_room  # so it is the total limit
+        has_room = peer.window.has_room  # then the total limit is reached, not the window of the site
         if not has_room and peer.count and peer.waiting[0].reuse:
             self._starved.pop(peer, None)
             return
         closing = self._starved.get(peer)
         if closing is None or closing not in self.owners:
-            in_the_way = (idle for idle in self.idle if has_room or self.owners[idle].window is peer.window)
-            closing = next(in_the_way, None)
+            closable = (idle for idle in self.idle if has_room or self.owners[idle].window is peer.window)
+            closing = next(closable, None)
             if closing is not None:
                 decisions.append(Close(self.take_idle(closing)))
         self._starved[peer] = closing

@@ -1,6 +1,6 @@
 """Outbound connection pool of a process: the asyncio shell of `delivery/assignment.py`.
 
-Connections are limited per site, by its AIMD window, and in total. One periodic sweep enforces all deadlines.
+Connections are limited per site, by its window, and in total. One periodic sweep enforces all deadlines.
 """
 
 from __future__ import annotations

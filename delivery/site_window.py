@@ -1,4 +1,4 @@
-"""AIMD windows of the sites: connections per site, deliveries in flight per site, and back-off. No I/O.
+"""Windows of the sites: connections per site, deliveries in flight per site, and back-off. No I/O.
 
 A window counts connections. It starts small, grows by one with each prompt transaction (so it doubles per round, as in
 TCP slow start) and halves on overload and with each late one; twice its connections in flight keep a site busy.

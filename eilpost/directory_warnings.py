@@ -19,7 +19,7 @@ class DirectoryWarning:
 
 
 def directory_warnings(snapshot: Snapshot, path: Path) -> list[DirectoryWarning]:
-    """The warnings, in the order of their weight. `path` is the file that `snapshot` was read from."""
+    """The warnings, most severe first. `path` is the file that `snapshot` was read from."""
     warnings = []
     if not snapshot.domains:
         effect = "no address is local; only clients in ingress.relay_networks can send mail, all others get 550 5.7.1"
@@ -34,8 +34,8 @@ def directory_warnings(snapshot: Snapshot, path: Path) -> list[DirectoryWarning]
         more = f" and {len(dead) - _NAMES_MAX} more" if len(dead) > _NAMES_MAX else ""
         warnings.append(
             DirectoryWarning(
-                f"{path} has aliases of mailboxes that do not exist, mail for them bounces: "
-                f"{', '.join(dead[:_NAMES_MAX])}{more}",
+                f"{path} has aliases with targets that do not exist; mail for these bounces, and an alias without"
+                f" another target is refused at RCPT: {', '.join(dead[:_NAMES_MAX])}{more}",
                 "add the mailboxes with `eilpost user add`, or correct the aliases",
             )
         )

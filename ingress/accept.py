@@ -1,8 +1,8 @@
 """Acceptance of a message: the point where responsibility moves from the client to eilpost.
 
-Before the append every failure is a 4xx reply and the client retries; only after it does the session send 250. Content
-too large for the record goes to the spool first, so a record never names content that does not exist. A message that
-got 451 may still be appended, so a time-out can cause a duplicate, never a loss. Next: `router/decide.py`.
+A check may refuse the message with 5xx; a failure before the append is confirmed is a 4xx reply, and the client
+retries. A message that got 451 may still be appended, so a time-out can cause a duplicate, never a loss; content too
+large for the record goes to the spool first, so no record names content that does not exist. Next: `router/decide.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import structlog
 
 from ingress import replies
 from ingress.checks import Facts, apply
-from ingress.content import begins_with_header, normalize
+from ingress.content import begins_with_header, begins_with_mailbox_line, normalize
 from ingress.listener import Policy
 from ingress.session import Accept
 from ingress.tenant import tenant_of
@@ -38,7 +38,9 @@ _RECEIVED_ACCEPTED = MESSAGES_RECEIVED.labels("accepted")
 
 
 class Acceptance:
-    """Spools and appends messages. `timeout_seconds` must be longer than the log's own append time-out."""
+    """Checks, stamps, spools and appends messages. `timeout_seconds` must be longer than the append time-out of the
+    log.
+    """
 
     def __init__(self, *, appender: Appender, spool: Spool, inline_max: int, timeout_seconds: float) -> None:
         self._log = appender
@@ -54,7 +56,9 @@ class Acceptance:
         """
         started = perf_counter()
         mail, recipients = transaction.mail, transaction.recipients
-        facts = Facts(policy.hostname, policy.max_size, policy.max_hops, begins_with_header(data))
+        has_mailbox_line = begins_with_mailbox_line(data)
+        has_header = has_mailbox_line or begins_with_header(data)
+        facts = Facts(policy.hostname, policy.max_size, policy.max_hops, has_header, has_mailbox_line)
         data = normalize(data)
         content_bytes = len(data)
         message = Message(
@@ -65,7 +69,7 @@ class Acceptance:
             size_bytes=content_bytes,
             client=client,
         )
-        stamped = apply(policy.entries, message, data, facts)
+        stamped = apply(policy.steps, message, data, facts)
         del data  # during the append the content is in memory once
         sender = path_text(mail.reverse_path)
         if isinstance(stamped, Reply):

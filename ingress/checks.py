@@ -1,7 +1,7 @@
 """Checks and stamps between the final dot and the append. Pure.
 
-A listener has one ordered list of them (`Policy.entries`). A check refuses the message; a stamp returns header bytes,
-which are prepended before those of earlier stamps. The content is never parsed and written again.
+A listener has one ordered list of these steps (`Policy.steps`). A check refuses the message; a stamp returns header
+bytes, which are prepended before those of earlier stamps. The content is never parsed and written again.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from mail.reply import Reply
 
 
 class Facts(Struct, frozen=True):
-    """What the entries know besides the message and its content."""
+    """Input of a step besides the message and its content."""
 
     hostname: str
     max_size: int
     max_hops: int
     has_header: bool  # the content begins with a header section
+    has_mailbox_line: bool = False  # a line of an mbox file precedes it
 
 
 # `(message, content, facts)`: a Reply refuses the message, bytes are prepended. The content has CRLF lines; it and the
 # size of the message are as received, without the stamps.
-Entry = Callable[[Message, bytearray, Facts], Reply | bytes | None]
+Step = Callable[[Message, bytearray, Facts], Reply | bytes | None]
 
 
 def check_size(message: Message, _content: bytearray, facts: Facts) -> Reply | None:
@@ -40,8 +41,12 @@ def check_hops(_message: Message, content: bytearray, facts: Facts) -> Reply | N
     return replies.TOO_MANY_HOPS if facts.has_header and count_hops(content) > facts.max_hops else None
 
 
-def end_header(_message: Message, _content: bytearray, facts: Facts) -> bytes:
-    """The empty line before content that has no header: all of it is body."""
+def begin_content(_message: Message, _content: bytearray, facts: Facts) -> bytes:
+    """An empty line before content that has no header: all of it is body. The line of an mbox file becomes a header
+    field, as in Postfix's smtpd; it would end the header before it began.
+    """
+    if facts.has_mailbox_line:
+        return b"X-Mailbox-Line: "
     return b"" if facts.has_header else b"\r\n"
 
 
@@ -58,16 +63,14 @@ def add_received(message: Message, _content: bytearray, facts: Facts) -> bytes:
     )
 
 
-MX_ENTRIES: tuple[Entry, ...] = (check_size, check_hops, end_header, add_received)
+MX_STEPS: tuple[Step, ...] = (check_size, check_hops, begin_content, add_received)
 
 
-def apply(
-    entries: Sequence[Entry], message: Message, content: bytearray, facts: Facts
-) -> tuple[Message, bytes] | Reply:
+def apply(steps: Sequence[Step], message: Message, content: bytearray, facts: Facts) -> tuple[Message, bytes] | Reply:
     """The message and its content with the stamps, or the reply of the first check that refuses it."""
     parts: list[bytes | bytearray] = [content]
-    for entry in entries:
-        result = entry(message, content, facts)
+    for step in steps:
+        result = step(message, content, facts)
         if isinstance(result, bytes):
             parts.insert(0, result)
         elif result is not None:

@@ -349,8 +349,8 @@ class Connection(SmtpProtocol):
     def _on_data(self) -> None:
         """Report the held data to the memory budget, discard it when it exceeds the budget, and restart the time-out.
 
-        That is per part of the data, as the client's (RFC 5321 section 4.5.3.2.5). After five times the time-out the
-        client must also have sent at an average rate, so that one octet a minute does not hold a connection.
+        The time-out restarts with each part of the data, as RFC 5321 section 4.5.3.2.5 has it for clients. After five
+        times the time-out the data must have arrived at `_LONG_DATA_MIN_BYTES_PER_SECOND` on average.
         """
         incoming, budget, now = self._incoming_data, self._services.memory_budget, self.loop.time()
         if incoming is None:

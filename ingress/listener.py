@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ingress import access_policy
-from ingress.checks import MX_ENTRIES, Entry
+from ingress.checks import MX_STEPS, Step
 from mail.reply import Reply
 
 
@@ -28,7 +28,7 @@ class Policy:
     alias_depth: int
     command_seconds: float
     data_seconds: float
-    entries: tuple[Entry, ...] = MX_ENTRIES
+    steps: tuple[Step, ...] = MX_STEPS
 
     def client_policy(self, ip: str) -> access_policy.ClientPolicy:
         may_relay = bool(ip) and access_policy.is_within(ip, self.relay_networks)

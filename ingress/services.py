@@ -1,4 +1,4 @@
-"""Ports and limits that all listeners of a process share, and the look-ups of a session that need them."""
+"""Dependencies and limits that the listeners of a process share, and the queries of a session to them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ class Services:
     spool_monitor: SpoolMonitor
 
     def check_capacity(self, action: CheckCapacity, ip: str, now: float, *, exempt: bool) -> Reply | None:
-        """Whether a message has room. `exempt`: from the limit per client. Return the refusal or None."""
+        """The refusal if the log, the spool or the memory budget has no capacity for a message, else None. `exempt`:
+        from the limit per client.
+        """
         condition = self.log.condition() if action.at_mail else None
         if isinstance(condition, Down):
             return replies.SERVICE_NOT_AVAILABLE

@@ -45,7 +45,7 @@ class SessionEnd(StrEnum):
 
 
 class Refused(Struct, frozen=True):
-    """Send `reply` and log it. `counted`: a message was refused by this, and for the first time."""
+    """Send `reply` and log it. `counted`: it counts as a refused message (once per message)."""
 
     reply: Reply
     fields: Mapping[str, object]
@@ -198,7 +198,7 @@ class Session:
     def _refuse(self, reply: Reply, *, counted: bool = False, **fields: object) -> Refused:
         if self.helo is not None:
             fields["helo"] = self.helo
-        if self._state is MAIL:  # this is the reply to RCPT: the others have no log line in this state
+        if self._state is MAIL:  # only RCPT is refused in this state, and so was every RCPT before
             self._state = REFUSED
         return Refused(reply, fields, counted)
 

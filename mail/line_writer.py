@@ -1,7 +1,6 @@
-"""Writer of log lines on a thread of its own, so that a process never waits for the reader of its log.
+"""Thread that writes log lines, so that a slow or stuck reader of the log does not block the event loop.
 
-A pipe or terminal that nobody reads, a full disk or a closed pipe drops lines: they are counted, and a line says how
-many once lines can be written again.
+Lines that cannot be queued or written are dropped and counted; a later line reports their number.
 """
 
 from __future__ import annotations

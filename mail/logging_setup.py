@@ -57,8 +57,8 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
     )
     root = logging.getLogger()
     root.handlers[:] = [_StructlogHandler()]
-    # aiosmtpd logs every command at INFO; eilpost logs the same events itself.
     root.setLevel(logging.DEBUG if level == "debug" else max(number, logging.WARNING))
+    # `mail.log` is aiosmtpd's logger, not our package; it logs every command at INFO, as eilpost does itself.
     for name in ("mail.log", "uvicorn", "uvicorn.error", "uvicorn.access", "asyncio"):
         library = logging.getLogger(name)
         library.handlers.clear()

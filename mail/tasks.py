@@ -1,4 +1,4 @@
-"""Background tasks and their ends, and waits for an event with a time limit."""
+"""Start and cancellation of background tasks, and waits for an event with a time limit."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Correction of retry times after a clock that was ahead was set right. Pure: times are arguments.
+"""Retry times that lie further ahead than the schedule allows: they are set to now. Pure: times are arguments.
 
-Otherwise a delivery that was deferred by a clock one year ahead waits for a year, over restarts too. A retry time that
-the schedule cannot have chosen now is due now; the correction is a queue record.
+The clock was ahead when they were chosen, or `router.retry_delays` was shortened. They are corrected at each replay and
+when the clock is set back, by queue records.
 """
 
 from __future__ import annotations

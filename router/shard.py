@@ -137,12 +137,16 @@ async def _replay(state: ShardState) -> MailQueue:
 
 
 async def _correct_retry_times(state: ShardState, queue: MailQueue) -> None:
-    """Make due what a clock that was ahead has put off (`router/clock_step.py`)."""
+    """Set retry times that are too far ahead to now (`router/clock_step.py`)."""
     router = state.router
     corrections = list(due_now(queue.entries(), router.policy.retry, router.now()))
     if corrections:
-        event = "retry times too far in the future, deliveries are due now"
-        logger.warning(event, shard=state.shard.number, deliveries=len(corrections))
+        logger.warning(
+            "retry times too far ahead, deliveries are due now",
+            shard=state.shard.number,
+            deliveries=len(corrections),
+            reason="the clock was ahead, or router.retry_delays was shortened",
+        )
     for start in range(0, len(corrections), router.batch_size):
         batch = _Batch(queue, router.now())
         batch.outputs += corrections[start : start + router.batch_size]

@@ -83,8 +83,8 @@ def shard_of(key: str, count: int) -> int:
 
 
 def partition_key(delivery: Delivery) -> str:
-    """The key that selects the worker of a delivery. The mail of one mailbox owner goes to one worker, as does the mail
-    of one MX site, whose connections and back-off one worker manages. A configured relay may be the next hop of all
+    """The key that selects the shard of a delivery. All mail of a mailbox owner or of an MX site is in one shard, so
+    that one process has the connections and the back-off of the site. A configured relay may be the next hop of all
     mail, so its mail is spread over buckets, with each message in one bucket.
     """
     route = delivery.route

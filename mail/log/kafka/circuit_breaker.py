@@ -1,5 +1,5 @@
-"""Per-process circuit breaker for unresponsive brokers; `producer`, `transactional_producer`,
-`partition_reader` and `liveness` handle the effect of one on mail.
+"""Per-process circuit breaker for unresponsive brokers; a comment in `mail/log/kafka/__init__.py` tells what happens to
+mail meanwhile.
 
 A broker that hangs or lost power closes no connection, and until the cluster removes it, every aiokafka client sends it
 metadata and coordinator requests that end in time-outs. After a time-out the broker is checked on a new connection,

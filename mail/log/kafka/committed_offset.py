@@ -18,7 +18,9 @@ from typing import NamedTuple
 
 METADATA_MAX = 4000  # the broker's default limit is 4,096 (offset.metadata.max.bytes)
 _VERSION = "1"
-_GAPS_ALWAYS_FIT = 1500  # number of gaps that always fits: two bytes each, in base64
+# Up to this number `is_full` does not encode them. Gaps that are far apart may not fit; then `to_commit` commits a
+# lower position.
+_GAPS_UNCHECKED = 1500
 
 
 class CommittedOffset(NamedTuple):
@@ -72,7 +74,7 @@ class OffsetTracker:
     def is_full(self) -> bool:
         """Whether the gaps may not fit into a commit, so that nothing more may start until some are finished."""
         return (
-            len(self._gaps) > _GAPS_ALWAYS_FIT
+            len(self._gaps) > _GAPS_UNCHECKED
             and len(_encode_metadata(self.offset_to_commit, self._gaps, self._position)) > METADATA_MAX
         )
 

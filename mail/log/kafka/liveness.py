@@ -1,6 +1,6 @@
 """Membership liveness: whether the group coordinator confirms this member's heartbeats.
 
-A coordinator that receives no heartbeat for a session reassigns the member's shards and cannot notify it.
+A coordinator that receives no heartbeat within the session timeout reassigns the member's shards and cannot notify it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ class MemberLiveness:
 
     @property
     def is_alive(self) -> bool:
-        """Whether a heartbeat was confirmed within a session, so that this member still owns its shards."""
+        """Whether a heartbeat was confirmed within the session timeout, so that this member still owns its shards."""
         return self._clock() - self._heartbeat_at <= self._session_seconds
 
     def failure(self, consumer: AIOKafkaConsumer) -> str | None:
-        """Why the membership has failed, if it has: a task has ended, or no heartbeat was confirmed for longer than a
-        session and a join.
+        """Why the membership has failed, if it has: a task has ended, or no heartbeat was confirmed for longer than the
+        session timeout and the time-out of a join.
         """
         if (ended := ended_task(consumer)) is not None:
             name, error = ended

@@ -30,7 +30,9 @@ from mail.telemetry.log import REBALANCES, SHARDS, SHARDS_OWNED
 
 logger = structlog.get_logger()
 
-COORDINATOR_SHARE = 0.5  # of a session, for a request: a coordinator that hangs can be replaced within a session
+COORDINATOR_SHARE = (
+    0.5  # request time-out as a share of the session timeout, so that a coordinator that hangs can be replaced in time
+)
 
 
 class Shard(Protocol):

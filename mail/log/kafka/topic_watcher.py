@@ -109,7 +109,7 @@ class TopicWatcher:
                 logger.exception("topic check failed, retrying", prefix=self._access.prefix)
 
     async def check(self) -> None:
-        """Look at the topics once, and call what their state asks for. Raises LogUnusable, LogUnavailable."""
+        """Check the topics once, and suspend or restart the shards accordingly. Raises LogUnusable, LogUnavailable."""
         if not self._is_missing and await self._are_unchanged():
             return
         # Missing, or recreated, possibly by another process.

@@ -27,6 +27,7 @@ def log_keys() -> dict[str, set[str]]:
                 continue
             for event in events:
                 keys[event].update(_keys(call))
+    keys["log lines dropped"] = {"lines"}  # by the writer, not by `logger`
     keys["command refused"] -= {"counted"}  # not logged
     keys["command refused"] |= {"helo", "queue_id", "content_bytes"}  # set in dicts
     return keys

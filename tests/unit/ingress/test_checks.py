@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from ingress import replies
-from ingress.checks import MX_ENTRIES, Facts, apply
+from ingress.checks import MX_STEPS, Facts, apply
 from mail.address import Address
 from mail.envelope import Body, Envelope, Recipient
 from mail.message import Client, Message, QueueId
@@ -36,7 +36,7 @@ def add_seen(message: Message, content: bytearray, facts: Facts) -> bytes:
 async def test_new_stamp_is_one_entry_of_a_policy() -> None:
     server = RunningIngress()
     (mx,) = server.ingress.listeners
-    server.ingress.listeners = [replace(mx, policy=replace(mx.policy, entries=(*MX_ENTRIES, add_seen)))]
+    server.ingress.listeners = [replace(mx, policy=replace(mx.policy, steps=(*MX_STEPS, add_seen)))]
     await server.start()
     try:
         client = await server.connect()
@@ -51,7 +51,7 @@ async def test_new_stamp_is_one_entry_of_a_policy() -> None:
     assert server.log.accepted[0].message.size_bytes == len(content)
 
 
-def test_entries_run_in_their_order_and_stamps_stand_above_earlier_ones() -> None:
+def test_steps_run_in_their_order_and_stamps_stand_above_earlier_ones() -> None:
     seen: list[str] = []
 
     def stamp(name: str, result: bytes | Reply | None) -> object:
@@ -62,24 +62,24 @@ def test_entries_run_in_their_order_and_stamps_stand_above_earlier_ones() -> Non
 
         return entry
 
-    entries = (stamp("a", b"A: 1\r\n"), stamp("b", None), stamp("c", b"C: 1\r\n"))
-    stamped = apply(entries, message(), bytearray(CONTENT), FACTS)  # type: ignore[arg-type]
+    steps = (stamp("a", b"A: 1\r\n"), stamp("b", None), stamp("c", b"C: 1\r\n"))
+    stamped = apply(steps, message(), bytearray(CONTENT), FACTS)  # type: ignore[arg-type]
     assert not isinstance(stamped, Reply)
     assert stamped[1] == b"C: 1\r\nA: 1\r\n" + CONTENT
-    refusing = (*entries, stamp("d", replies.TOO_LARGE), stamp("e", None))
+    refusing = (*steps, stamp("d", replies.TOO_LARGE), stamp("e", None))
     assert apply(refusing, message(), bytearray(CONTENT), FACTS) == replies.TOO_LARGE  # type: ignore[arg-type]
     assert seen == ["a", "b", "c", "a", "b", "c", "d"]
 
 
 def test_size_is_checked_before_the_hops() -> None:
     loop = b"Received: x\r\n" * 3 + b"\r\n"
-    assert apply(MX_ENTRIES, message(loop), bytearray(loop), FACTS) == replies.TOO_MANY_HOPS
+    assert apply(MX_STEPS, message(loop), bytearray(loop), FACTS) == replies.TOO_MANY_HOPS
     large = loop + b"x" * 1000
-    assert apply(MX_ENTRIES, message(large), bytearray(large), FACTS) == replies.TOO_LARGE
+    assert apply(MX_STEPS, message(large), bytearray(large), FACTS) == replies.TOO_LARGE
 
 
 def test_utf8_in_a_stamp_declares_8bitmime() -> None:
     for utf8, body in ((False, Body.SEVEN_BIT), (True, Body.EIGHT_BIT)):
-        stamped = apply(MX_ENTRIES, message(utf8=utf8), bytearray(CONTENT), FACTS)
+        stamped = apply(MX_STEPS, message(utf8=utf8), bytearray(CONTENT), FACTS)
         assert not isinstance(stamped, Reply)
         assert stamped[0].envelope.body is body

@@ -98,6 +98,34 @@ async def test_received_field_never_joins_the_body(content: bytes) -> None:
         assert server.content().endswith(b"\r\n\r\n" + content.removeprefix(b"\r\n"))
 
 
+@pytest.mark.parametrize(
+    ("data", "stored"),
+    [
+        (
+            b"From 1111 Mon Sep 17 00:00:00 2001\r\nSubject: x\r\n\r\ntext\r\n",
+            ["Received", "X-Mailbox-Line", "Subject"],
+        ),
+        (b">from bob\r\nSubject: x\r\n\r\ntext\r\n", ["Received", "X-Mailbox-Line", "Subject"]),
+        (b"From bob\r\n\r\ntext\r\n", ["Received", "X-Mailbox-Line"]),
+        (b"From here on this is text\r\nand this too\r\n", ["Received"]),
+        (b"Subject: two\r\r\nFrom: b@example.test\r\r\n\r\r\ntext\r\r\n", ["Received", "Subject", "From"]),
+        (b"Subject: many\r\r\r\r\r\r\nFrom: b@example.test\r\n\r\r\r\r\ntext\r\n", ["Received", "Subject", "From"]),
+    ],
+)
+async def test_header_of_sloppy_clients_stays_a_header(data: bytes, stored: list[str]) -> None:
+    """A line of an mbox file before the header, and more than one CR before a line's LF."""
+    async with running_ingress() as server:
+        client = await server.connect()
+        await client.start_data()
+        client.send(data + b".\r\n")
+        assert (await client.read_reply()).startswith("250")
+        message = message_from_bytes(server.content(), policy=policy.SMTP)
+        assert message.keys() == stored
+        assert not message.defects
+        assert b"\r\r" not in server.content()
+        assert b" \r\n" not in server.content()
+
+
 async def test_accepted_log_line_has_recipients_and_stored_size() -> None:
     async with running_ingress() as server:
         client = await server.connect()

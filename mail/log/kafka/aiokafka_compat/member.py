@@ -44,7 +44,7 @@ def observe_heartbeats(
     do_heartbeat = coordinator._do_heartbeat
 
     async def heartbeat() -> bool:
-        sent_at = clock()  # the session runs from when the coordinator received it, not earlier
+        sent_at = clock()  # the session timeout starts when the coordinator has received it, not earlier
         is_member = bool(await do_heartbeat())
         if is_member:
             confirmed(sent_at)
@@ -74,7 +74,7 @@ async def leave_group(consumer: AIOKafkaConsumer, *, is_hung: bool = False) -> N
     coordinator, client, fetcher = consumer._coordinator, consumer._client, consumer._fetcher
     tasks = [] if coordinator is None else [coordinator._coordination_task, coordinator._heartbeat_task]
     if is_hung and tasks:
-        # Otherwise leaving would wait for this task, and the other members for the end of our session.
+        # Otherwise leaving would wait for this task, and the other members for our session timeout.
         tasks[0].cancel()
         await asyncio.wait({tasks[0]}, timeout=TIMEOUTS.cancel_seconds)
     if client._sync_task is not None and client._sync_task.done():

@@ -44,7 +44,7 @@ def wait_longer_for_joins(send: Send) -> Send:
     """A join waits as long as a rebalance takes; every other request has the client's time-out.
 
     aiokafka waits equally long for every response. With a time-out shorter than a rebalance members join again and
-    again; with a longer one a coordinator that hangs is not replaced within a session.
+    again; with a longer one a coordinator that hangs is not replaced within the session timeout.
     Upstream: none found for aiokafka; Kafka's Java client does it since KAFKA-5570. Remove when aiokafka has a time-out
     for joins.
     """
