@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from contextlib import suppress
 from time import perf_counter
 
 import structlog
@@ -54,6 +53,7 @@ class Producer:
         self._down: str | None = None
         self._failed: set[TopicPartition] = set()
         self._probe_task: asyncio.Task[None] | None = None
+        self._probe_slots = asyncio.Semaphore(_PROBES_MAX)
         self.appended = 0  # records that this process appended to `accepted`
         self._unrouted = 0  # records in `accepted`: last measurement plus our appends since
 
@@ -92,11 +92,6 @@ class Producer:
         if topic is ACCEPTED:
             self.appended += 1
             self._unrouted += 1
-
-    async def probe(self, partition: TopicPartition) -> None:
-        """Test whether the partition accepts writes, and update the condition."""
-        with suppress(LogUnavailable):  # the condition holds the reason
-            await self._send(partition, PROBE_KEY, None)
 
     async def _send(self, partition: TopicPartition, key: bytes, value: bytes | None) -> None:
         producer = self._producer
@@ -151,16 +146,16 @@ class Producer:
         while self._failed:
             await asyncio.sleep(TIMEOUTS.retry_seconds)
             # Concurrently: in sequence, every partition that still fails would delay the others by a time-out.
-            semaphore = asyncio.Semaphore(_PROBES_MAX)
-            await asyncio.gather(*(self._probe_partition(partition, semaphore) for partition in list(self._failed)))
+            await asyncio.gather(*map(self.probe, list(self._failed)))
         logger.info("log appends work again")
         self._down = None
 
-    async def _probe_partition(self, partition: TopicPartition, semaphore: asyncio.Semaphore) -> None:
+    async def probe(self, partition: TopicPartition) -> None:
+        """Test whether the partition accepts writes, and update the condition."""
         try:
-            async with semaphore:
+            async with self._probe_slots:
                 await self._send(partition, PROBE_KEY, None)
-        except LogUnavailable:
+        except LogUnavailable:  # the condition has the reason
             return
         except Exception:  # otherwise the probes end and the log stays Down
             event = f"probe failed, {self._effect}"
