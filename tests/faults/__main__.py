@@ -27,6 +27,7 @@ from tests.support.faults.accounting import Sink
 from tests.support.faults.cases import CaseResult, check_copies, run_case, wait_for_empty_queue
 from tests.support.faults.faults import FAULTS, RARE_FAULTS
 from tests.support.faults.points import POINTS
+from tests.support.faults.takeover import SETTINGS as TAKEOVER_SETTINGS
 from tests.support.faults.takeover import take_over, write_queue_entries
 from tests.support.faults.volume import Volume
 from tests.support.servers import kafka
@@ -145,8 +146,13 @@ def _mend(cluster: MailCluster) -> None:
 def _takeover(brokers: kafka.Cluster, folder: Path, *, kill: bool) -> float:
     """Seconds until another owner has loaded a shard with many deferred deliveries."""
     cluster = MailCluster(
-        brokers, folder / f"takeover-{kill}", counts={"router": 2}, faulty=False, defaults=True
-    )  # fmt: skip
+        brokers,
+        folder / f"takeover-{kill}",
+        counts={"router": 2},
+        settings=TAKEOVER_SETTINGS,
+        faulty=False,
+        defaults=True,
+    )
     cluster.make_topics()
     try:
         asyncio.run(write_queue_entries(cluster, ENTRIES, 1))

@@ -20,7 +20,7 @@ from mail.log.topics import DISPATCHED
 from tests.support.faults.accounting import Sink
 from tests.support.faults.cases import MailLoad, missing, settle, wait_for_empty_queue
 from tests.support.faults.interruption import Interruptions
-from tests.support.faults.takeover import take_over, write_queue_entries
+from tests.support.faults.takeover import SETTINGS, take_over, write_queue_entries
 from tests.support.servers import kafka
 from tests.support.servers.mail_cluster import HOSTS, IN_FLIGHT, MailCluster
 from tests.support.servers.ports import wait_until
@@ -35,12 +35,15 @@ HANDED_OVER_SECONDS = {False: 30.0, True: 40.0}  # by whether the owner was kill
 
 
 @pytest.fixture
-def plain_cluster(three_brokers: kafka.Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MailCluster]:
-    """One process of each role, with the settings of a user."""
+def plain_cluster(
+    request: pytest.FixtureRequest, three_brokers: kafka.Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MailCluster]:
+    """One process of each role, with the settings of a user, and those of the parameter."""
     cluster = MailCluster(
         three_brokers,
         tmp_path_factory.mktemp("plain"),
         counts={"ingress": 2, "router": 1, "delivery": 1, "mailstore": 1},
+        settings=getattr(request, "param", None),
         faulty=False,
         defaults=True,
     )
@@ -182,6 +185,7 @@ async def test_silent_host_at_drain_and_two_deaths(plain_cluster: MailCluster) -
         assert sink.duplicates - gone_twice <= IN_FLIGHT
 
 
+@pytest.mark.parametrize("plain_cluster", [SETTINGS], indirect=True, ids=["long-delays"])
 async def test_takeover_of_a_full_shard_is_bounded(plain_cluster: MailCluster) -> None:
     cluster = plain_cluster
     await write_queue_entries(cluster, ENTRIES, 1)

@@ -1,6 +1,6 @@
 """Takeover time of a shard with many deferred deliveries.
 
-The queue records are written as the router writes them: deferred, due in a day.
+The queue records are written as a router with `SETTINGS` writes them: deferred, due in a day.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from mail.route import ToMx
 from tests.support.builders.records import message
 from tests.support.servers.mail_cluster import MailCluster, Member
 from tests.support.servers.ports import wait_until
+
+SETTINGS = {"router": {"retry_delays": ["2d"]}}  # a router corrects retry times beyond its schedule
 
 _ROUTE = ToMx("example.org", ((10, "mx.example.org"),))
 _LAST = Reply(451, "4.3.0", "Try again later")
