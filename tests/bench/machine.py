@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from types import TracebackType
 
+import eilpost
+
 _TICK = os.sysconf("SC_CLK_TCK")
 
 
@@ -150,7 +152,7 @@ def description() -> dict[str, str]:
         "memory": f"{memory:.0f} GiB",
         "system": f"Linux {platform.release()}, file system {filesystem}",
         "Python": platform.python_version(),
-        "eilpost": metadata.version("eilpost"),
+        "eilpost": eilpost.__version__,
         "uvloop": metadata.version("uvloop"),
         "Postfix": postfix,
     }

@@ -1,7 +1,7 @@
 """Start time of `make run`: from the start of its process to the first 250 for a message.
 
-Runs `eilpost demo` with its own ports and folder: once with an empty folder and once on the existing one. Creating
-`.venv` is not included.
+Runs `eilpost demo` with its own ports, once in an empty directory and once in the same one again. Creating `.venv` is
+not included.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def measure(starts: int = 5) -> list[Start]:
         with tempfile.TemporaryDirectory(prefix="eilpost-start-") as folder:
             first.append(_first_250(Path(folder)))
             again.append(_first_250(Path(folder)))
-    return [Start("in an empty folder", tuple(first)), Start("with its world there", tuple(again))]
+    return [Start("in an empty directory", tuple(first)), Start("in the directory of an earlier start", tuple(again))]
 
 
 def _first_250(folder: Path) -> float:
