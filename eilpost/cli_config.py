@@ -48,14 +48,13 @@ def config_show(
 def config_check(config: ConfigOption = None) -> None:
     """Check the configuration and the directory file."""
     from eilpost import configuration, wiring
-    from eilpost.directory_warnings import directory_warnings
+    from eilpost.directory_warnings import directory_counts, directory_warnings
     from mail.directory.file import load
 
     process_config = configuration.load_process_config(config)
 
     path = wiring.directory_path(process_config)
     snapshot, _status = load(path)
-    counts = f"domains: {len(snapshot.domains)}, users: {len(snapshot.users)}, aliases: {len(snapshot.aliases)}"
     for warning in directory_warnings(snapshot, path):
         print_message(f"warning: {warning.text}; {warning.advice}")
-    print(f"{configuration.find(config) or 'environment'}: ok; {counts}")  # noqa: T201
+    print(f"{configuration.find(config) or 'environment'}: ok; {directory_counts(snapshot)}")  # noqa: T201

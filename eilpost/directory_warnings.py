@@ -1,4 +1,4 @@
-"""Warnings about a valid directory file: what `eilpost config check` and `eilpost doctor` report."""
+"""Counts of a valid directory file and warnings about it, for `eilpost config check` and `eilpost doctor`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ _NAMES_MAX = 5  # in one line
 class DirectoryWarning:
     text: str
     advice: str
+
+
+def directory_counts(snapshot: Snapshot) -> str:
+    return f"domains: {len(snapshot.domains)}, users: {len(snapshot.users)}, aliases: {len(snapshot.aliases)}"
 
 
 def directory_warnings(snapshot: Snapshot, path: Path) -> list[DirectoryWarning]:

@@ -16,7 +16,7 @@ import structlog
 
 from ingress import replies
 from ingress.checks import Facts, apply
-from ingress.content import begins_with_header, begins_with_mailbox_line, normalize
+from ingress.content import content_start, normalize
 from ingress.listener import Policy
 from ingress.session import Accept
 from ingress.tenant import tenant_of
@@ -56,9 +56,7 @@ class Acceptance:
         """
         started = perf_counter()
         mail, recipients = transaction.mail, transaction.recipients
-        has_mailbox_line = begins_with_mailbox_line(data)
-        has_header = has_mailbox_line or begins_with_header(data)
-        facts = Facts(policy.hostname, policy.max_size, policy.max_hops, has_header, has_mailbox_line)
+        facts = Facts(policy.hostname, policy.max_size, policy.max_hops, content_start(data))
         data = normalize(data)
         content_bytes = len(data)
         message = Message(

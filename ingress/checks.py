@@ -12,6 +12,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from ingress import replies
+from ingress.content import ContentStart
 from ingress.received import count_hops, received_field
 from mail.envelope import Body
 from mail.message import Message
@@ -24,8 +25,7 @@ class Facts(Struct, frozen=True):
     hostname: str
     max_size: int
     max_hops: int
-    has_header: bool  # the content begins with a header section
-    has_mailbox_line: bool = False  # a line of an mbox file precedes it
+    start: ContentStart
 
 
 # `(message, content, facts)`: a Reply refuses the message, bytes are prepended. The content has CRLF lines; it and the
@@ -38,16 +38,18 @@ def check_size(message: Message, _content: bytearray, facts: Facts) -> Reply | N
 
 
 def check_hops(_message: Message, content: bytearray, facts: Facts) -> Reply | None:
-    return replies.TOO_MANY_HOPS if facts.has_header and count_hops(content) > facts.max_hops else None
+    has_header = facts.start is not ContentStart.BODY
+    return replies.TOO_MANY_HOPS if has_header and count_hops(content) > facts.max_hops else None
 
 
 def begin_content(_message: Message, _content: bytearray, facts: Facts) -> bytes:
-    """An empty line before content that has no header: all of it is body. The line of an mbox file becomes a header
-    field, as in Postfix's smtpd; it would end the header before it began.
+    """The line of an mbox file becomes a header field, as in Postfix's smtpd; otherwise the header after it would be
+    body. An empty line stands before content without a header; otherwise a first line that begins with a space would
+    continue the Received field.
     """
-    if facts.has_mailbox_line:
-        return b"X-Mailbox-Line: "
-    return b"" if facts.has_header else b"\r\n"
+    return {ContentStart.HEADER: b"", ContentStart.MAILBOX_LINE: b"X-Mailbox-Line: ", ContentStart.BODY: b"\r\n"}[
+        facts.start
+    ]
 
 
 def add_received(message: Message, _content: bytearray, facts: Facts) -> bytes:

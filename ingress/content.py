@@ -9,6 +9,7 @@ further CRs before a CRLF are removed, as by its smtpd, and another CR alone bec
 from __future__ import annotations
 
 import re
+from enum import Enum, auto
 
 from mail.header_section import AnyBytes
 
@@ -35,18 +36,19 @@ def normalize(data: AnyBytes) -> AnyBytes:
     return data.replace(b"\r\n.", b"\r\n")
 
 
-def begins_with_header(data: bytes | bytearray) -> bool:
-    """Whether the content begins with a header field or an empty line. `data` is still dot-stuffed.
+class ContentStart(Enum):
+    """What message data begins with."""
 
-    Content without a header needs an empty line after the added Received field: a first line that begins with a space
-    would otherwise continue that field.
-    """
+    HEADER = auto()  # a header field, or the empty line after an empty header section
+    MAILBOX_LINE = auto()  # the separator line of an mbox file, then a header: `git format-patch` writes it
+    BODY = auto()  # content without a header section
+
+
+def content_start(data: bytes | bytearray) -> ContentStart:
+    """`data` is still dot-stuffed."""
+    if _MAILBOX_LINE.match(data, 0, _HEADER_CHECK_BYTES):
+        return ContentStart.MAILBOX_LINE
     start = 1 if data.startswith(b".") else 0
-    return data.startswith((b"\r\n", b"\n"), start) or bool(_HEADER_LIKE.match(data, start, _HEADER_CHECK_BYTES))
-
-
-def begins_with_mailbox_line(data: bytes | bytearray) -> bool:
-    """Whether the content begins with the separator line of an mbox file ("From sender date"), which is no header
-    field, and a header follows: `git format-patch` and mail tools write it.
-    """
-    return bool(_MAILBOX_LINE.match(data, 0, _HEADER_CHECK_BYTES))
+    if data.startswith((b"\r\n", b"\n"), start) or _HEADER_LIKE.match(data, start, _HEADER_CHECK_BYTES):
+        return ContentStart.HEADER
+    return ContentStart.BODY

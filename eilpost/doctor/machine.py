@@ -16,7 +16,7 @@ from pwd import getpwuid
 from shutil import disk_usage
 from time import perf_counter
 
-from eilpost.directory_warnings import directory_warnings
+from eilpost.directory_warnings import directory_counts, directory_warnings
 from eilpost.doctor.finding import Finding, fail, ok, warn
 from eilpost.format import format_age, format_bytes
 from eilpost.wiring import ProcessConfig, directory_path, make_spool
@@ -126,10 +126,9 @@ async def directory(process_config: ProcessConfig) -> list[Finding]:
         snapshot, _ = await asyncio.to_thread(load, path)
     except DirectoryUnusable as error:
         return [fail("directory", str(error), "correct the file; a running server uses the last good version")]
-    counts = f"domains: {len(snapshot.domains)}, users: {len(snapshot.users)}, aliases: {len(snapshot.aliases)}"
     warnings = await asyncio.to_thread(directory_warnings, snapshot, path)
     return [warn("directory", warning.text, warning.advice) for warning in warnings] or [
-        ok("directory", f"{path}: {counts}")
+        ok("directory", f"{path}: {directory_counts(snapshot)}")
     ]
 
 

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import structlog
 
+from mail.fsync import fsync_directory
 from mail.message import Spooled
 from mail.queue_id import new_queue_id
 from mail.regular_file import NotRegularFile, open_regular
@@ -112,8 +113,8 @@ class DiskSpool:
 
     def _create(self) -> None:
         self._tmp.mkdir(parents=True, exist_ok=True)
-        _fsync_directory(self._path.absolute().parent)
-        _fsync_directory(self._path)
+        fsync_directory(self._path.absolute().parent)
+        fsync_directory(self._path)
 
     def _recreate(self) -> None:
         """Create a removed directory again. An unmounted volume is not replaced: files written below its mount point
@@ -170,9 +171,9 @@ class DiskSpool:
             os.rename(tmp, hour / name.id)
         except FileNotFoundError:
             hour.mkdir(exist_ok=True)  # the first file of this hour
-            _fsync_directory(self._path)
+            fsync_directory(self._path)
             os.rename(tmp, hour / name.id)
-        _fsync_directory(hour)
+        fsync_directory(hour)
 
     def _read_file(self, file: Path, offset: int, spooled: Spooled, limit_bytes: int | None) -> bytes:
         size = spooled.size_bytes if limit_bytes is None else min(limit_bytes, spooled.size_bytes)
@@ -233,11 +234,3 @@ def _write_all(descriptor: int, content: bytes) -> None:
     view = memoryview(content)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

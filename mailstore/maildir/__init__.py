@@ -22,11 +22,11 @@ from typing import TypeVar
 
 import structlog
 
+from mail.fsync import fsync_directory
 from mail.message import DeliveryId
 from mail.telemetry.mailstore import MAILBOX_APPEND
 from mailstore.mailboxes import MailboxFull, MailboxInUse, MailboxUnavailable, MessageTooLarge, StoredMessage
 from mailstore.maildir.delivery_journal import JournalState
-from mailstore.maildir.flush import flush_directory
 from mailstore.maildir.limiter import MailboxLimiter
 from mailstore.maildir.listing import MailboxFile, change_files, list_files, tmp_files_of
 from mailstore.maildir.mailbox_lock import Mailbox, MailboxCache
@@ -244,7 +244,7 @@ class Maildir:
     def _flush_new_and_cur(self, path: Path) -> None:
         for name in ("new", "cur"):
             with suppress(FileNotFoundError):
-                flush_directory(path / name)
+                fsync_directory(path / name)
 
     def _create_directories(self, path: Path) -> None:
         """Create the directories of a mailbox, `tmp` last: when it exists, the others do."""
@@ -253,10 +253,10 @@ class Maildir:
             missing.append(missing[-1].parent)
         for folder in reversed(missing):
             folder.mkdir(mode=0o700, exist_ok=True)
-            flush_directory(folder.parent)
+            fsync_directory(folder.parent)
         for name in ("cur", "new", "tmp"):
             (path / name).mkdir(mode=0o700, exist_ok=True)
-        flush_directory(path)
+        fsync_directory(path)
 
     def _appended_before(self, mailbox: Mailbox, delivery_id: DeliveryId, now: float, lock_seconds: float) -> bool:
         if not mailbox.path.exists():

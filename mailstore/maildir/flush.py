@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from pathlib import Path
+
+from mail.fsync import fsync_directory
 
 
 class SharedFlush:
@@ -25,13 +26,5 @@ class SharedFlush:
             if self._completed >= ticket:
                 return  # a flush that began after this call has completed
             requested = self._requested
-            flush_directory(self._path)
+            fsync_directory(self._path)
             self._completed = requested
-
-
-def flush_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

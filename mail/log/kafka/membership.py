@@ -30,9 +30,8 @@ from mail.telemetry.log import REBALANCES, SHARDS, SHARDS_OWNED
 
 logger = structlog.get_logger()
 
-COORDINATOR_SHARE = (
-    0.5  # request time-out as a share of the session timeout, so that a coordinator that hangs can be replaced in time
-)
+# Request time-out as a share of the session timeout, so that a coordinator that hangs can be replaced in time.
+COORDINATOR_SHARE = 0.5
 
 
 class Shard(Protocol):

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 
 from ingress import replies
 from ingress.checks import MX_STEPS, Facts, apply
+from ingress.content import ContentStart
 from mail.address import Address
 from mail.envelope import Body, Envelope, Recipient
 from mail.message import Client, Message, QueueId
@@ -14,7 +15,7 @@ from mail.reply import Reply
 from tests.support.servers.ingress import RunningIngress
 
 CONTENT = b"Subject:  odd   spacing\r\nX: y\r\n\r\nbody\r\n"
-FACTS = Facts("mx.example.test", max_size=1000, max_hops=2, has_header=True)
+FACTS = Facts("mx.example.test", max_size=1000, max_hops=2, start=ContentStart.HEADER)
 
 
 def message(content: bytes = CONTENT, *, utf8: bool = False) -> Message:

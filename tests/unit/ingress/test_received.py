@@ -9,7 +9,7 @@ from email.utils import parsedate_to_datetime
 import pytest
 import structlog
 
-from ingress.content import begins_with_header
+from ingress.content import ContentStart, content_start
 from ingress.received import count_hops, received_field, with_protocol
 from mail.address import Address
 from mail.log import Down
@@ -68,22 +68,24 @@ def test_hop_count_includes_fields_with_blank_before_colon() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first_bytes", "is_header"),
+    ("first_bytes", "start"),
     [
-        (b"Subject: x\r\n", True),
-        (b"X-Odd :y\r\n", True),
-        (b"\r\nbody", True),
-        (b"\nbody", True),
-        (b"", False),
-        (b" folded\r\n", False),
-        (b".. x\r\n", False),
-        (b". :x\r\n", False),
-        (b"hello server\r\n", False),
-        (b"http://x\r\n", True),
+        (b"Subject: x\r\n", ContentStart.HEADER),
+        (b"X-Odd :y\r\n", ContentStart.HEADER),
+        (b"\r\nbody", ContentStart.HEADER),
+        (b"\nbody", ContentStart.HEADER),
+        (b"", ContentStart.BODY),
+        (b" folded\r\n", ContentStart.BODY),
+        (b".. x\r\n", ContentStart.BODY),
+        (b". :x\r\n", ContentStart.BODY),
+        (b"hello server\r\n", ContentStart.BODY),
+        (b"From bob Mon\r\nSubject: x\r\n", ContentStart.MAILBOX_LINE),
+        (b"From bob Mon\r\ntext\r\n", ContentStart.BODY),
+        (b"http://x\r\n", ContentStart.HEADER),
     ],
 )
-def test_begins_with_header(first_bytes: bytes, is_header: bool) -> None:
-    assert begins_with_header(first_bytes) == is_header
+def test_start_of_the_content(first_bytes: bytes, start: ContentStart) -> None:
+    assert content_start(first_bytes) is start
 
 
 @pytest.mark.parametrize("content", [b"hello\r\n", b" folds into ours\r\n", b"", b".\r\n", b"\r\nbody\r\n"])

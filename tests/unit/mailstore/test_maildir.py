@@ -117,7 +117,7 @@ def test_flush_is_shared_only_by_calls_before_it_began(tmp_path: Path, monkeypat
             first_runs.set()
             assert proceed.wait(10)
 
-    monkeypatch.setattr(flush_module, "flush_directory", slow_flush)
+    monkeypatch.setattr(flush_module, "fsync_directory", slow_flush)
     flush = flush_module.SharedFlush(tmp_path)
     threads = [threading.Thread(target=flush.flush) for _ in range(6)]
     threads[0].start()
