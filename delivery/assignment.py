@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from delivery.peer import PeerKey
 from delivery.site_window import SiteWindow, SiteWindows
@@ -25,9 +25,17 @@ class PooledConnection(Protocol):
 
 
 class WaitingDelivery(Protocol):
-    """`reuse`: it takes a connection that was used before; `done()`: it was cancelled."""
+    """`reuse`: it takes every idle connection of its peer; else it opens one, or takes one that it `accepts`. `done()`:
+    it was cancelled. `is_first_choice`: no exchanger of its site had a turn yet, so it is refused during a back-off.
+    """
 
-    reuse: bool
+    @property
+    def reuse(self) -> bool: ...
+
+    @property
+    def is_first_choice(self) -> bool: ...
+
+    def accepts(self, connection: Any) -> bool: ...
 
     def done(self) -> bool: ...
 
@@ -125,10 +133,14 @@ class Assignment(Generic[C, W]):
                 pass
             elif self.closed:
                 decisions.append(Refuse(delivery, None))
-            elif delivery.reuse and peer.idle:
+            elif (idle := self._idle_for(peer, delivery)) is not None:
                 peer.users += 1
-                decisions.append(Give(delivery, self.take_idle(peer.idle[-1])))
-            elif not peer.connections and (reason := peer.window.backoff_reason(now)) is not None:
+                decisions.append(Give(delivery, self.take_idle(idle)))
+            elif (
+                not peer.connections
+                and delivery.is_first_choice
+                and (reason := peer.window.backoff_reason(now)) is not None
+            ):
                 decisions.append(Refuse(delivery, reason))
             elif peer.window.has_room and self._total < self._maximum:
                 self._count_opening(peer, 1)
@@ -141,6 +153,12 @@ class Assignment(Generic[C, W]):
         self._starved.pop(peer, None)
         if not (peer.connections or peer.opening or peer.users) and self.peers.get(peer.key) is peer:
             del self.peers[peer.key]
+
+    def _idle_for(self, peer: Peer[C, W], delivery: W) -> C | None:
+        """The most recently used idle connection that the delivery takes."""
+        if delivery.reuse:
+            return peer.idle[-1] if peer.idle else None
+        return next((idle for idle in reversed(peer.idle) if idle.usable and delivery.accepts(idle)), None)
 
     def _wait(self, peer: Peer[C, W], decisions: list[Decision[C, W]]) -> None:
         """The peer must wait: for its own connections, or, starved, for room; then one idle connection is closed."""

@@ -14,13 +14,13 @@ from typing import assert_never
 
 import structlog
 
-from delivery.courier import Courier, same_outcome
+from delivery.courier import Courier, Progress, same_outcome
 from delivery.provider import provider_of
 from delivery.transaction import HEADER_BYTES_MAX
 from mail.backoff import backoff
 from mail.header_section import header_section
 from mail.message import Inline, Spooled
-from mail.outcome import Deferred, Delivered, Failed, Outcome
+from mail.outcome import Deferred, Delivered, ExchangerReply, Failed, Outcome
 from mail.record import Attempted, Delivery, Dispatched
 from mail.reply import Reply
 from mail.route import Route, ToMailbox, ToMx, ToRelay, Unresolved
@@ -46,6 +46,7 @@ class AttemptResult:
     started: datetime
     seconds: float
     content: bytes
+    asked: tuple[ExchangerReply, ...] = ()
 
 
 class AttemptRunner:
@@ -63,13 +64,15 @@ class AttemptRunner:
         clock = asyncio.get_running_loop().time
         start = clock()
         content = await self._read_content(dispatched)
+        progress = Progress()
         if isinstance(content, Reply):
             outcomes = same_outcome(dispatched.delivery.message.envelope, content)
         else:
-            outcomes = await self._deliver_by_courier(dispatched.delivery, content)
+            outcomes = await self._deliver_by_courier(dispatched.delivery, content, progress)
         duration = clock() - start
         self._observe(dispatched, outcomes, duration)
-        return AttemptResult(outcomes, started, duration, b"" if isinstance(content, Reply) else content)
+        content = b"" if isinstance(content, Reply) else content
+        return AttemptResult(outcomes, started, duration, content, progress.asked)
 
     async def make_report(
         self, dispatched: Dispatched, result: AttemptResult, on_spool_wait: Callable[[], None]
@@ -84,7 +87,8 @@ class AttemptRunner:
             headers = header_section(result.content, HEADER_BYTES_MAX)
             spooled = await self._content_for_retry(dispatched, outcomes, on_spool_wait)
         delivery_id, duration = dispatched.delivery.id, timedelta(seconds=result.seconds)
-        return Attempted(delivery_id, dispatched.number, outcomes, result.started, duration, spooled, headers)
+        number, asked = dispatched.number, result.asked
+        return Attempted(delivery_id, number, outcomes, result.started, duration, spooled, headers, asked)
 
     async def make_internal_error_report(
         self, dispatched: Dispatched, result: AttemptResult | None, on_spool_wait: Callable[[], None]
@@ -133,10 +137,10 @@ class AttemptRunner:
                     logger.exception("spool failed, delivery deferred", **ids, spool=spooled.name)
                 return SPOOL_UNAVAILABLE
 
-    async def _deliver_by_courier(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+    async def _deliver_by_courier(self, delivery: Delivery, content: bytes, progress: Progress) -> tuple[Outcome, ...]:
         envelope = delivery.message.envelope
         try:
-            outcomes = await self._courier_for(delivery.route).deliver(delivery, content)
+            outcomes = await self._courier_for(delivery.route).deliver(delivery, content, progress)
         except Exception:  # a bug in a courier defers the delivery
             logger.exception("courier failed, delivery deferred", **_ids_of(delivery))
             return same_outcome(envelope, INTERNAL_ERROR)

@@ -69,6 +69,7 @@ class ClientSession:
         self.capabilities = Capabilities()
         self.result: TransactionResult | None = None
         self.refusal: Reply | None = None  # why the connection failed before READY; 4xx
+        self.refused_by: Reply | None = None  # the server's own reply, if `refusal` is because of one
         self.dot_sent = False
         self._hostname = hostname.encode("ascii", "replace")
         self._protocol = protocol
@@ -306,7 +307,7 @@ class ClientSession:
         """The handshake failed. A 5xx is treated as 4xx here: it is often temporary and about the client's address
         (block lists), not about the message.
         """
-        refusal = reply.to_reply()
+        refusal = self.refused_by = reply.to_reply()
         rest = refusal.status.partition(".")[2]
         self.refusal = Reply(450, f"4.{rest}", f"{self.remote} {how} {refusal}")
         self.phase = Phase.CLOSED

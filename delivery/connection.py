@@ -12,10 +12,12 @@ from collections.abc import Callable
 from typing import cast
 
 from delivery.client_session import ClientSession, Phase, Timeouts
+from delivery.exchangers import Exchanger
 from delivery.peer import PeerKey
 from delivery.transaction import TransactionResult
 from mail.envelope import Envelope
 from mail.reply import Reply
+from mail.route import Route
 from mail.telemetry.delivery import CONNECTIONS
 
 SLICE_BYTES = 65536
@@ -35,6 +37,9 @@ class Connection(asyncio.Protocol):
         self.key = key
         self.session = session
         self.transactions = 0
+        self.route: Route  # set by the pool, as the exchanger
+        self.exchanger: Exchanger
+        self.better_hosts: tuple[str, ...] = ()  # of its route, by preference
         self.acquired_at = 0.0
         self.idle_since = 0.0
         self.deadline = float("inf")
@@ -47,6 +52,10 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
 
     # Called by the pool
+
+    @property
+    def host(self) -> str:
+        return self.exchanger.host
 
     async def handshake(self) -> Reply | None:
         """Wait for the greeting and EHLO. None when the server is ready for a transaction, else the refusal."""

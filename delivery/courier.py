@@ -10,13 +10,24 @@ from typing import Protocol
 
 from mail.address import Address
 from mail.envelope import Envelope
-from mail.outcome import Deferred, Delivered, Failed, Outcome
+from mail.outcome import Deferred, Delivered, ExchangerReply, Failed, Outcome
 from mail.record import Delivery
 from mail.reply import Reply
 
 
+class Progress:
+    """What an attempt reports besides its outcomes. `asked`: the exchangers asked and what they replied."""
+
+    __slots__ = ("asked",)
+
+    def __init__(self) -> None:
+        self.asked: tuple[ExchangerReply, ...] = ()
+
+
 class Courier(Protocol):
-    async def deliver(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+    async def deliver(
+        self, delivery: Delivery, content: bytes, progress: Progress | None = None, /
+    ) -> tuple[Outcome, ...]:
         """Try once, with time-outs. Returns one outcome per recipient of the envelope, in order.
 
         Cancellation raises CancelledError as long as the next hop cannot have accepted the message; after that the

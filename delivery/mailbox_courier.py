@@ -10,7 +10,7 @@ import asyncio
 
 import structlog
 
-from delivery.courier import same_outcome
+from delivery.courier import Progress, same_outcome
 from mail.directory import Directory
 from mail.header_section import without_field
 from mail.outcome import Outcome
@@ -40,7 +40,9 @@ class MailboxCourier:
         self._directory = directory
         self._suppressed = DUPLICATES_SUPPRESSED.labels("mailbox")
 
-    async def deliver(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+    async def deliver(
+        self, delivery: Delivery, content: bytes, _progress: Progress | None = None, /
+    ) -> tuple[Outcome, ...]:
         """See the port. All recipients belong to one owner, so one copy is stored."""
         route, envelope = delivery.route, delivery.message.envelope
         ids = {"queue_id": delivery.message.queue_id, "delivery_id": delivery.id}

@@ -14,11 +14,13 @@ import structlog
 from delivery.assignment import Assignment, Close, Give, Peer, Refuse
 from delivery.client_session import ClientSession, Timeouts
 from delivery.connection import Connection
+from delivery.exchangers import Exchangers
 from delivery.peer import PeerKey
 from delivery.site_window import SiteWindows
 from delivery.source_addresses import NoSource, SourceAddresses
 from delivery.targets import NoTarget, Target, TargetSelector
 from delivery.transaction import TransactionResult
+from delivery.walk import Walk
 from mail.reply import Reply
 from mail.resolver import Resolver
 from mail.route import RelayProtocol, Route, ToRelay
@@ -47,8 +49,20 @@ _RECONNECT_DELAYS_SECONDS = (0.25, 0.75, 1.5)
 class _Waiting:
     """A delivery that waits for a connection; the result None means that it opens one."""
 
-    reuse: bool
+    takes_used: bool
+    walk: Walk
     future: asyncio.Future[Connection | Reply | None]
+
+    @property
+    def is_first_choice(self) -> bool:
+        return self.walk.is_first_choice
+
+    @property
+    def reuse(self) -> bool:
+        return self.takes_used and self.is_first_choice
+
+    def accepts(self, connection: Connection) -> bool:
+        return self.takes_used and connection.host not in self.walk.turned
 
     def done(self) -> bool:
         return self.future.done()
@@ -70,7 +84,8 @@ class Pool:
         timeouts: Timeouts | None = None,
     ) -> None:
         self._sources = SourceAddresses(settings.source_addresses)
-        self._targets = TargetSelector(resolver, settings, self._sources)
+        self._exchangers = Exchangers(settings.reconnect_backoff.total_seconds())
+        self._targets = TargetSelector(resolver, settings, self._sources, self._exchangers)
         self._hostname = settings.ehlo_name or hostname
         self._timeouts = timeouts or Timeouts()
         self._settings = settings
@@ -80,16 +95,20 @@ class Pool:
         self._sweeper: asyncio.TimerHandle | None = None  # None before the first use and after `close`
         self._sweep_seconds = max(0.01, min(1.0, min(self._idle_seconds, *astuple(self._timeouts)) / 4))
 
-    async def acquire(self, key: PeerKey, route: Route, *, reuse: bool = True) -> Connection | Reply:
-        """A connection ready for a transaction, a new one unless `reuse`; return it with `release`. If there is none, a
-        local reply, 4xx if the cause may be temporary.
+    async def has_next(self, route: Route, walk: Walk) -> bool:
+        """Whether a further exchanger of the route may be asked in this attempt."""
+        return walk.may_continue(asyncio.get_running_loop().time()) and await self._targets.has_next(route, walk)
+
+    async def acquire(self, key: PeerKey, route: Route, walk: Walk, *, reuse: bool = True) -> Connection | Reply:
+        """A connection ready for a transaction, to a host that had no turn in `walk`, a new one unless `reuse`; return
+        it with `release`. If there is none, a local reply, 4xx if the cause may be temporary.
         """
         if self._sweeper is None:
             self._sweep()
         loop = asyncio.get_running_loop()
         while True:
             started = loop.time()
-            delivery = _Waiting(reuse, loop.create_future())
+            delivery = _Waiting(reuse, walk, loop.create_future())
             peer = self._assignment.add(key, delivery, started)
             self._assign(peer, started)
             if not delivery.done():
@@ -98,7 +117,7 @@ class Pool:
                 started = loop.time()
             acquired = delivery.future.result()
             if acquired is None:
-                acquired = await self._open(peer, route)
+                acquired = await self._open(peer, route, walk)
             elif isinstance(acquired, Connection) and not acquired.usable:  # closed since it was assigned
                 self._assignment.on_unused(peer, None, started)
                 self._assign(peer)
@@ -114,7 +133,7 @@ class Pool:
         """
         now = asyncio.get_running_loop().time()
         peer = self._assignment.peers[connection.key]
-        window = peer.window
+        window, exchanger = peer.window, connection.exchanger
         reusable = is_stale = False
         if result is None:
             connection.abort("cancelled")
@@ -122,16 +141,24 @@ class Pool:
             connection.quit()  # counts until it is closed
             window.on_overload(window.connections - (connection in peer.connections))
             if connection.transactions == 1:
-                window.on_first_transaction_failed(result.outcomes[-1].reply.text, now)
+                reason = result.outcomes[-1].reply.text
+                exchanger.on_first_transaction_failed(reason, now)
+                if self._targets.backoff_reason(connection.route, now) is not None:
+                    window.on_unreachable(reason, now)
             elif not result.dot_sent:
                 is_stale = True
                 for idle in [idle for idle in peer.idle if idle.session.remote == connection.session.remote]:
                     self._assignment.take_idle(idle).abort("stale")  # probably
         else:
             window.on_transaction(now - connection.acquired_at, now)
+            if not result.server_failed:
+                exchanger.on_transaction()
             reusable = (
                 connection.usable  # else the server closed it after its reply: allowed, and no sign of overload
                 and connection.transactions < self._settings.max_messages_per_connection
+                and exchanger.backoff_reason(now) is None
+                # Mail returns to a better exchanger as soon as it may be tried again.
+                and all(self._targets.is_backed_off(connection.route, host, now) for host in connection.better_hosts)
                 and not self._assignment.closed
                 and not self._assignment.has_to_yield(peer, connection.transactions)
             )
@@ -140,6 +167,14 @@ class Pool:
         self._assignment.on_unused(peer, connection if reusable else None, now)
         self._assign(peer, now)
         return is_stale
+
+    def back_off(self, route: Route, host: str, reply: Reply) -> None:
+        """`host` refused for now what another exchanger of the route accepted: new deliveries go to the others."""
+        now = asyncio.get_running_loop().time()
+        exchanger = self._exchangers.use(host, self._targets.hosts(route)[1])
+        exchanger.back_off(reply.text, now)
+        for idle in [idle for idle in self._assignment.idle if idle.exchanger is exchanger]:
+            self._assignment.take_idle(idle).quit()
 
     async def close(self) -> None:
         """Send QUIT on every connection and close all within a second."""
@@ -190,41 +225,45 @@ class Pool:
     def _on_connection_closed(self, connection: Connection) -> None:
         peer = self._assignment.on_closed(connection)
         if peer is not None:
+            connection.exchanger.connections -= 1
             self._assign(peer)
 
     # Opening
 
-    async def _open(self, peer: _Peer, route: Route) -> Connection | Reply | None:
+    async def _open(self, peer: _Peer, route: Route, walk: Walk) -> Connection | Reply | None:
         """A new connection, or why it failed; None if the peer has other connections to wait for."""
         try:
-            opened = await self._connect_to_first(peer.key, route)
+            opened = await self._connect_to_first(peer.key, route, walk)
             for delay_seconds in _RECONNECT_DELAYS_SECONDS:
-                if isinstance(opened, Connection) or not self._may_be_restarting(peer, opened):
+                if isinstance(opened, Connection) or not self._may_be_restarting(peer, opened, walk):
                     break
                 await asyncio.sleep(delay_seconds)
-                opened = await self._connect_to_first(peer.key, route)
+                opened = await self._connect_to_first(peer.key, route, walk)
         except BaseException:
             self._assignment.on_not_opened(peer)
             self._assign(peer)
             raise
         if isinstance(opened, Connection):
             self._assignment.on_opened(peer, opened)
+            opened.exchanger.connections += 1
             return opened
         self._assignment.on_not_opened(peer)
-        reply = self._on_connect_failed(peer, opened)
+        reply = self._on_connect_failed(peer, opened, walk)
         self._assign(peer)
         return reply
 
-    def _may_be_restarting(self, peer: _Peer, failures: list[NoTarget]) -> bool:
+    def _may_be_restarting(self, peer: _Peer, failures: list[NoTarget], walk: Walk) -> bool:
         """Whether the site worked recently and has no other connection."""
         is_recent = asyncio.get_running_loop().time() - peer.window.last_success <= _RECENT_SUCCESS_SECONDS
         is_of_site = any(not failure.is_without_source for failure in failures)
-        return is_recent and is_of_site and peer.count == 1 and not self._assignment.closed
+        return is_recent and is_of_site and walk.is_first_choice and peer.count == 1 and not self._assignment.closed
 
-    def _on_connect_failed(self, peer: _Peer, failures: list[NoTarget]) -> Reply | None:
+    def _on_connect_failed(self, peer: _Peer, failures: list[NoTarget], walk: Walk) -> Reply | None:
         """No target could be reached. A temporary failure decides, else a missing source, else a permanent failure."""
         decisive = max(reversed(failures), key=lambda one: 1 if one.is_without_source else 2 * one.reply.is_temporary)
         reply, window = decisive.reply, peer.window
+        if not walk.is_first_choice:  # the site is reachable, and the delivery has an outcome of another exchanger
+            return reply
         if reply.is_permanent or (decisive.is_without_source and not peer.count):
             return reply
         if peer.count:  # other connections are open or opening, so the site is reachable
@@ -235,32 +274,57 @@ class Pool:
             logger.warning("site unreachable, its deliveries deferred", site=peer.key.site, reply=str(reply))
         return reply
 
-    async def _connect_to_first(self, key: PeerKey, route: Route) -> Connection | list[NoTarget]:
-        """A connection to the first target that accepts one, or the failures."""
+    async def _connect_to_first(self, key: PeerKey, route: Route, walk: Walk) -> Connection | list[NoTarget]:
+        """A connection to the first target that accepts one, or the failures. Hosts that failed had their turn when
+        another one accepts.
+        """
+        clock = asyncio.get_running_loop().time
         failures: list[NoTarget] = []
-        async with aclosing(self._targets.targets(route)) as targets:
+        failed_addresses: list[str] = []
+        async with aclosing(self._targets.targets(route, walk, clock())) as targets:
             async for target in targets:
+                if failures and not walk.may_continue(clock()):
+                    break
                 result = await self._connect(key, target, route) if isinstance(target, Target) else target
                 if isinstance(result, Connection):
+                    result.better_hosts = walk.better_hosts(target.host)
+                    walk.addresses.update(failed_addresses, (target.ip,) if isinstance(target, Target) else ())
+                    failed_hosts = {failure.host for failure in failures} - {target.host}
+                    for host in failed_hosts - walk.turned:
+                        self._back_off_unreachable(host, route, failures, clock())
+                    walk.turned |= failed_hosts
                     return result
                 failures.append(result)
-        return failures
+                walk.on_no_target(result.remote, result.said or result.reply)
+                if isinstance(target, Target):
+                    failed_addresses.append(target.ip)
+        return failures or [NoTarget("", "", NOT_CONNECTED)]
+
+    def _back_off_unreachable(self, host: str, route: Route, failures: list[NoTarget], now: float) -> None:
+        """Try `host` last for a while, if it has no open connection; then it is overloaded only."""
+        last = next(failure for failure in reversed(failures) if failure.host == host)
+        exchanger = self._exchangers.use(host, self._targets.hosts(route)[1])
+        if not exchanger.connections:
+            exchanger.back_off(last.reply.text, now)
 
     async def _connect(self, key: PeerKey, target: Target, route: Route) -> Connection | NoTarget:
         """Connect to one address up to READY, or return the failure."""
         remote = str(target)
         protocol = route.protocol if isinstance(route, ToRelay) else RelayProtocol.SMTP
         session = ClientSession(self._hostname, remote, protocol)
-        connection = Connection(key, session, self._timeouts, self._on_connection_closed, asyncio.get_running_loop())
+        exchanger = self._exchangers.use(target.host, target.port)
+        loop = asyncio.get_running_loop()
+        connection = Connection(key, session, self._timeouts, self._on_connection_closed, loop)
+        connection.route, connection.exchanger = route, exchanger
         try:
             async with asyncio.timeout(self._settings.connect_timeout.total_seconds()):
                 await self._sources.connect(lambda: connection, target.ip, target.port)
         except NoSource as error:
-            return NoTarget(error.reply, is_without_source=True)
+            return NoTarget(target.host, target.host, error.reply, is_without_source=True)
         except OSError as error:  # TimeoutError is one
             kind, text = _CONNECT_ERRORS.get(type(error), ("unreachable", error.strerror or type(error).__name__))
             CONNECTION_ERRORS.labels(kind).inc()
-            return NoTarget(NOT_CONNECTED.with_text(text).about(remote))
+            return NoTarget(target.host, remote, NOT_CONNECTED.with_text(text).about(remote))
         self._handshakes.add(connection)
         try:
             refusal = await connection.handshake()
@@ -271,8 +335,8 @@ class Pool:
             self._handshakes.discard(connection)
         if refusal is not None:
             CONNECTION_ERRORS.labels("greeting").inc()
-            return NoTarget(refusal)
-        return connection if connection.usable else NoTarget(CONNECTION_LOST.about(remote))
+            return NoTarget(target.host, remote, refusal, session.refused_by)
+        return connection if connection.usable else NoTarget(target.host, remote, CONNECTION_LOST.about(remote))
 
     # Sweep
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 UNPROVEN_START = 2  # connections, and deliveries in flight
 TRUSTED_START = 4
 PROMPT_SECONDS = 60.0  # a transaction that ends within this time is prompt
-# New connections lost in a row, without a transaction between them, after which a site is backed off.
-CONSECUTIVE_FAILURES_MAX = 3
 RETENTION_SECONDS = 600.0  # a window that was not used for this time starts again
 WINDOWS_MAX = 5000  # beyond it the least recently used one is dropped
 
@@ -27,7 +25,6 @@ class SiteWindow:
         self._backoff_seconds = backoff_seconds
         self._backoff_until = 0.0
         self._backoff_reason = ""
-        self._consecutive_failures = 0
         self.connections = 0  # open and opening ones; counted by the pool
         self.last_used = 0.0
         self.last_success = float("-inf")
@@ -52,7 +49,6 @@ class SiteWindow:
 
     def on_transaction(self, seconds: float, now_seconds: float) -> None:
         """The site answered a transaction, with any outcome, after `seconds`."""
-        self._consecutive_failures = 0
         self.last_success = now_seconds
         if seconds > PROMPT_SECONDS:
             self._size = max(self._size // 2, min(self._size, self._initial))
@@ -63,16 +59,9 @@ class SiteWindow:
         """The site closed or refused a connection while `open_connections` others are open."""
         self._size = max(1, min(self._size // 2, open_connections))
 
-    def on_first_transaction_failed(self, reason: str, now_seconds: float) -> None:
-        """A new connection was lost or timed out in its first transaction."""
-        self._consecutive_failures += 1
-        if self._consecutive_failures >= CONSECUTIVE_FAILURES_MAX:
-            self.on_unreachable(reason, now_seconds)
-
     def on_unreachable(self, reason: str, now_seconds: float) -> None:
-        """No host of the site could be reached, and no connection is open."""
+        """No exchanger of the site can be used, and no connection is open."""
         self._size = self._initial
-        self._consecutive_failures = 0
         self._backoff_reason = reason
         self._backoff_until = now_seconds + self._backoff_seconds
 

@@ -1,8 +1,8 @@
 """SMTP and LMTP courier: one attempt to deliver a message to a site.
 
 A reused connection that is lost before the final dot causes a new connection, not a deferral. Recipients over the
-server's limit per transaction go into a further transaction. After the final dot nothing is repeated: recipients
-without a reply are deferred.
+server's limit per transaction go into a further transaction. Recipients that the server refuses for now, or loses
+before the final dot, go to the next exchanger (`delivery/walk.py`); those without a reply to the dot are deferred.
 """
 
 # Content is sent as it is stored: signing (DKIM) belongs to ingress, and for DSNs to `router/dsn.py`.
@@ -14,12 +14,13 @@ import asyncio
 import structlog
 from msgspec.structs import replace
 
-from delivery.courier import same_outcome
+from delivery.courier import Progress, same_outcome
 from delivery.peer import PeerKey
 from delivery.pool import Pool
 from delivery.transaction import TransactionResult
+from delivery.walk import Walk
 from mail.envelope import Envelope
-from mail.outcome import Outcome
+from mail.outcome import Delivered, Outcome
 from mail.record import Delivery
 from mail.reply import Reply
 from mail.route import Route
@@ -33,49 +34,74 @@ class SmtpCourier:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def deliver(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
-        """See the port. If cancelled between two transactions, it returns the outcomes so far."""
-        envelope = delivery.message.envelope
-        result = await self._transact(delivery.route, envelope, content)
-        if not result.retry_now:
-            return result.outcomes
-        outcomes = list(result.outcomes)
-        indexes = result.retry_now
-        # The server accepts at least one recipient of each transaction with `retry_now`, so the loop ends.
+    async def deliver(
+        self, delivery: Delivery, content: bytes, progress: Progress | None = None
+    ) -> tuple[Outcome, ...]:
+        """See the port. If cancelled after the first transaction, it returns the outcomes so far."""
+        envelope, route = delivery.message.envelope, delivery.route
+        walk = Walk(asyncio.get_running_loop().time())
+        outcomes: list[Outcome] = []
+        indexes, open_indexes = tuple(range(len(envelope.recipients))), []
+        # A server that has `retry_now` accepts at least one recipient of each transaction, and each turn removes a host
+        # from the walk, so the loop ends.
         while indexes:
             remaining = replace(envelope, recipients=tuple(envelope.recipients[index] for index in indexes))
             try:
-                result = await self._transact(delivery.route, remaining, content)
+                result = await self._transact(route, remaining, content, walk)
             except asyncio.CancelledError:
+                if not outcomes:
+                    raise
                 # Some recipients have the message: without a report they would get it again. The rest stay deferred.
                 if (task := asyncio.current_task()) is not None:
                     task.uncancel()
                 break
-            except Exception:  # some recipients have the message, as above
-                logger.exception(
-                    "further transaction failed, its recipients deferred",
-                    queue_id=delivery.message.queue_id,
-                    delivery_id=delivery.id,
-                )
+            except Exception:  # as above
+                if not outcomes:
+                    raise
+                ids = {"queue_id": delivery.message.queue_id, "delivery_id": delivery.id}
+                logger.exception("further transaction failed, its recipients deferred", **ids)
                 break
-            for index, outcome in zip(indexes, result.outcomes, strict=True):
-                outcomes[index] = outcome
-            indexes = tuple(indexes[index] for index in result.retry_now)
+            if isinstance(result, Reply):
+                outcomes = outcomes or list(same_outcome(envelope, result))  # what an exchanger said is kept
+                indexes = ()
+            else:
+                outcomes = outcomes or list(result.outcomes)
+                for index, outcome in zip(indexes, result.outcomes, strict=True):
+                    outcomes[index] = outcome
+                open_indexes += [indexes[index] for index in result.open]
+                indexes = tuple(indexes[index] for index in result.retry_now)
+            if not indexes and open_indexes and await self._next_exchanger(route, walk):
+                indexes, open_indexes = tuple(sorted(open_indexes)), []
+        if progress is not None:
+            progress.asked = walk.asked
         return tuple(outcomes)
 
-    async def _transact(self, route: Route, envelope: Envelope, content: bytes) -> TransactionResult:
-        """One transaction; repeated on a new connection if a stale one was lost before the final dot."""
+    async def _next_exchanger(self, route: Route, walk: Walk) -> bool:
+        """The hosts asked so far had their turn; whether there is another one."""
+        walk.end_turn()
+        return await self._pool.has_next(route, walk)
+
+    async def _transact(
+        self, route: Route, envelope: Envelope, content: bytes, walk: Walk
+    ) -> TransactionResult | Reply:
+        """One transaction; repeated on a new connection if a stale one was lost before the final dot. A Reply if there
+        is no connection.
+        """
         pool, key = self._pool, PeerKey(route.site)
         reuse = True
         while True:
-            connection = await pool.acquire(key, route, reuse=reuse)
+            connection = await pool.acquire(key, route, walk, reuse=reuse)
             if isinstance(connection, Reply):
-                return TransactionResult(same_outcome(envelope, connection))
+                return connection
             try:
                 result = await connection.transact(envelope, content)
             except BaseException:
                 pool.release(connection, None)
                 raise
+            if any(isinstance(outcome, Delivered) for outcome in result.outcomes):
+                for host, reply in walk.failed.items():
+                    pool.back_off(route, host, reply)
             if not pool.release(connection, result):
+                walk.on_transaction(connection.host, connection.session.remote, result)
                 return result
             reuse = False

@@ -1,6 +1,7 @@
 """Target selection: the addresses of a route in the order to try them (RFC 5321 section 5.1).
 
-Addresses are looked up host by host, when they are needed, and bounded in number.
+Hosts have their turns by preference, those in back-off last. The addresses of a host are looked up when they are
+needed, and bounded in number, so that a host with many dead addresses does not use up the attempt.
 """
 
 from __future__ import annotations
@@ -11,16 +12,20 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import assert_never
 
+from delivery.exchangers import Exchangers
 from delivery.source_addresses import SourceAddresses
+from delivery.walk import Walk
 from mail.reply import Reply
 from mail.resolver import DnsUnknown, IpAddresses, NoRecords, NoSuchDomain, Resolver
 from mail.route import Route, ToMailbox, ToMx, ToRelay, Unresolved
 from mail.settings_roles import DeliverySettings
 
-# Postfix: smtp_mx_address_limit 5, smtp_mx_session_limit 2. RFC 5321 section 5.1: at least two.
-TARGETS_MAX = 8
+# Addresses of one host for each attempt; Postfix has 5 for all hosts together (smtp_mx_address_limit). RFC 5321 section
+# 5.1: at least two.
+ADDRESSES_PER_HOST_MAX = 4
 HOSTS_MAX = 20  # look-ups per attempt, so that many hosts without addresses do not delay it for hours
 
+IN_BACKOFF = Reply(451, "4.4.1", "Not tried: it failed a moment ago")
 NO_ADDRESS = Reply(550, "5.4.4", "No mail exchanger of the domain has an address")
 
 
@@ -38,72 +43,144 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class NoTarget:
-    """A host that cannot be reached; `reply` is the reason, 4xx if it may be temporary. `is_without_source`: it has
-    addresses, but this process has no source address for them.
+    """A target that cannot be used, or a host without one. `reply` is the reason for the delivery, 4xx if it may be
+    temporary; `said` is what the server itself replied. `is_without_source`: the host has addresses, but this process
+    has no source address for them.
     """
 
+    host: str
+    remote: str
     reply: Reply
+    said: Reply | None = None
     is_without_source: bool = False
 
 
 class TargetSelector:
     """Selects targets, among them only addresses that this process has a source address for."""
 
-    def __init__(self, resolver: Resolver, settings: DeliverySettings, sources: SourceAddresses) -> None:
+    def __init__(
+        self, resolver: Resolver, settings: DeliverySettings, sources: SourceAddresses, exchangers: Exchangers
+    ) -> None:
         self._resolver = resolver
         self._settings = settings
         self._sources = sources
+        self._exchangers = exchangers
         self._random = random.Random()  # noqa: S311 - spreads load, keeps no secret
 
-    async def targets(self, route: Route) -> AsyncGenerator[Target | NoTarget, None]:
-        """The addresses to try, best first; a NoTarget for each host without one. Never empty."""
+    def hosts(self, route: Route) -> tuple[tuple[tuple[int, str], ...], int]:
+        """The hosts of a route with their preferences, in no order among equals, and their port."""
         match route:
             case ToRelay():
-                hosts, port = [route.host], route.port
+                return ((0, route.host),), route.port
             case ToMx():
-                hosts, port = self._exchangers(route.hosts), self._settings.mx_port
+                return route.hosts, self._settings.mx_port
             case ToMailbox() | Unresolved():
                 raise AssertionError(f"not a route to a server: {route}")
             case _:
                 assert_never(route)
+
+    def is_backed_off(self, route: Route, host: str, now_seconds: float) -> bool:
+        return self._exchangers.backoff_reason(host, self.hosts(route)[1], now_seconds) is not None
+
+    def backoff_reason(self, route: Route, now_seconds: float) -> str | None:
+        """Why no host of the route is to be tried now, or None."""
+        hosts, port = self.hosts(route)
+        reasons = [self._exchangers.backoff_reason(host, port, now_seconds) for _, host in hosts[:HOSTS_MAX]]
+        return reasons[-1] if all(reason is not None for reason in reasons) else None
+
+    async def targets(self, route: Route, walk: Walk, now_seconds: float) -> AsyncGenerator[Target | NoTarget, None]:
+        """The addresses to try, best first; a NoTarget for each host without one. Empty only if not `has_next`."""
+        hosts, port = self._hosts_of_walk(route, walk)
+        delayed: list[tuple[str, str]] = []
         count = 0
-        for host in hosts[:HOSTS_MAX]:
+        for host in hosts:
+            if host in walk.turned:
+                continue
+            reason = self._exchangers.backoff_reason(host, port, now_seconds)
+            if reason is not None:
+                delayed.append((host, reason))
+                continue
+            async for item in self._targets_of(route, host, port, walk):
+                count += isinstance(item, Target)
+                yield item
+        for host, reason in delayed:
+            if walk.sessions:
+                yield NoTarget(host, host, IN_BACKOFF.with_text(f"{IN_BACKOFF.text}: {reason}"))
+                continue
+            async for item in self._targets_of(route, host, port, walk):
+                count += isinstance(item, Target)
+                yield item
+        if walk.sessions == 1:  # RFC 5321 section 5.1: at least two addresses
+            for host in hosts:
+                if host in walk.turned:
+                    async for item in self._targets_of(route, host, port, walk):
+                        if isinstance(item, Target):
+                            yield item
+        elif not count and len(route.hosts if isinstance(route, ToMx) else ()) > HOSTS_MAX:
+            # Later hosts may have an address.
+            text = f"None of the first {HOSTS_MAX} mail exchangers has an address"
+            yield NoTarget(hosts[-1], hosts[-1], Reply(451, "4.4.4", text))
+
+    async def has_next(self, route: Route, walk: Walk) -> bool:
+        """Whether there is a target that had no turn in this walk."""
+        hosts, _ = self._hosts_of_walk(route, walk)
+        if any(host not in walk.turned for host in hosts):
+            return True
+        if walk.sessions != 1:
+            return False
+        for host in hosts:
             answer = await self._resolver.addresses(host)
-            match answer:
-                case IpAddresses():
-                    refusals = {ip: self._sources.source_refusal(ip) for ip in answer.addresses}
-                    for ip in self._order_addresses([ip for ip, reply in refusals.items() if reply is None]):
-                        yield Target(host, ip, port)
-                        count += 1
-                        if count >= TARGETS_MAX:
-                            return
-                    if not refusals:
-                        yield self._no_address(route, host)
-                    elif all(refusals.values()):
-                        yield NoTarget(next(filter(None, refusals.values())), is_without_source=True)
-                case DnsUnknown():
-                    yield NoTarget(Reply(451, "4.4.3", answer.reason))
-                case NoRecords() | NoSuchDomain():
+            if isinstance(answer, IpAddresses) and walk.addresses.issuperset(answer.addresses):
+                continue
+            if isinstance(answer, IpAddresses) and any(self._select(answer.addresses, walk)):
+                return True
+        return False
+
+    def _hosts_of_walk(self, route: Route, walk: Walk) -> tuple[list[str], int]:
+        """By preference, shuffled among equals (RFC 5321 section 5.1); the same order for the whole walk."""
+        hosts, port = self.hosts(route)
+        if walk.hosts is None:
+            shuffled = list(hosts)
+            self._random.shuffle(shuffled)
+            walk.hosts = tuple(sorted(shuffled, key=itemgetter(0)))[:HOSTS_MAX]
+        return [host for _, host in walk.hosts], port
+
+    async def _targets_of(
+        self, route: Route, host: str, port: int, walk: Walk
+    ) -> AsyncGenerator[Target | NoTarget, None]:
+        answer = await self._resolver.addresses(host)
+        match answer:
+            case IpAddresses(addresses):
+                selected = self._select(addresses, walk)
+                for ip in selected:
+                    yield Target(host, ip, port)
+                refusals = [self._sources.source_refusal(ip) for ip in addresses]
+                if not addresses:
                     yield self._no_address(route, host)
-                case _:
-                    assert_never(answer)
-        if not count and len(hosts) > HOSTS_MAX:  # later hosts may have an address
-            yield NoTarget(Reply(451, "4.4.4", f"None of the first {HOSTS_MAX} mail exchangers has an address"))
+                elif not selected and (refusal := next(filter(None, refusals), None)) is not None:
+                    yield NoTarget(host, host, refusal, is_without_source=True)
+            case DnsUnknown(reason):
+                yield NoTarget(host, host, Reply(451, "4.4.3", reason))
+            case NoRecords() | NoSuchDomain():
+                yield self._no_address(route, host)
+            case _:
+                assert_never(answer)
 
     @staticmethod
     def _no_address(route: Route, host: str) -> NoTarget:
         if isinstance(route, ToRelay):  # temporary: the operator can correct the setting
-            return NoTarget(Reply(451, "4.4.4", f"The relay {host} has no address"))
-        return NoTarget(NO_ADDRESS)
+            return NoTarget(host, host, Reply(451, "4.4.4", f"The relay {host} has no address"))
+        return NoTarget(host, host, NO_ADDRESS)
 
-    def _exchangers(self, hosts: Sequence[tuple[int, str]]) -> list[str]:
-        """By preference, shuffled among equals (RFC 5321 section 5.1)."""
-        shuffled = list(hosts)
-        self._random.shuffle(shuffled)
-        return [name for _, name in sorted(shuffled, key=itemgetter(0))]
+    def _select(self, addresses: Sequence[str], walk: Walk) -> list[str]:
+        """A host's addresses that were not tried in this walk: the preferred family first, shuffled within each family.
 
-    def _order_addresses(self, addresses: Sequence[str]) -> list[str]:
-        """A host's addresses: the preferred family first, shuffled within each family."""
-        shuffled = list(addresses)
-        self._random.shuffle(shuffled)
-        return sorted(shuffled, key=lambda ip: (":" in ip) is not self._settings.prefer_ipv6)
+        Of many addresses, half are of the other family, as with Postfix's smtp_balance_inet_protocols: one that this
+        machine cannot reach does not use up the host's turn.
+        """
+        usable = [ip for ip in addresses if ip not in walk.addresses and self._sources.source_refusal(ip) is None]
+        self._random.shuffle(usable)
+        preferred = [ip for ip in usable if (":" in ip) is self._settings.prefer_ipv6]
+        other = [ip for ip in usable if (":" in ip) is not self._settings.prefer_ipv6]
+        share = max(ADDRESSES_PER_HOST_MAX // 2, ADDRESSES_PER_HOST_MAX - len(other))
+        return (preferred[:share] + other)[:ADDRESSES_PER_HOST_MAX]

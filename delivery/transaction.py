@@ -30,14 +30,17 @@ HEADER_BYTES_MAX = 65536
 @dataclass(frozen=True, slots=True)
 class TransactionResult:
     """Result of a transaction. `retry_now`: indexes of recipients over the server's limit per transaction; they may be
-    tried again at once and are Deferred in `outcomes`. `dot_sent`: the server may have accepted the message although
-    the connection was lost.
+    tried again at once and are Deferred in `outcomes`. `open`: indexes of the other recipients that this server
+    certainly did not accept and another exchanger may be asked for. `dot_sent`: the server may have accepted the
+    message although the connection was lost. `server_failed`: it refused the whole transaction for now, or lost it.
     """
 
     outcomes: tuple[Outcome, ...]
     retry_now: tuple[int, ...] = ()
+    open: tuple[int, ...] = ()
     connection_lost: bool = False
     dot_sent: bool = False
+    server_failed: bool = False
 
 
 class Transaction:
@@ -51,6 +54,8 @@ class Transaction:
         self._accepted: list[int] = []  # indexes of accepted recipients
         self._next_dot = 0  # index into `_accepted` of the next reply to the final dot (LMTP)
         self._retry_now: list[int] = []
+        self._unknown: set[int] = set()  # indexes of recipients that the server may have accepted the message for
+        self._server_failed = False
         self.mail_refused = False
         self._next_rcpt = 0
 
@@ -113,6 +118,7 @@ class Transaction:
     def on_mail(self, server_reply: ServerReply) -> None:
         if server_reply.negative:
             self.mail_refused = True
+            self._server_failed = server_reply.code < 500
             self._set_outcomes(self._to_send, server_reply)
 
     def on_rcpt(self, server_reply: ServerReply) -> None:
@@ -132,6 +138,7 @@ class Transaction:
 
     def set_accepted_outcomes(self, server_reply: ServerReply) -> None:
         """The outcome of all accepted recipients: the refusal of DATA, or the reply to the final dot."""
+        self._server_failed = bool(self._accepted) and 400 <= server_reply.code < 500
         self._set_outcomes(self._accepted, server_reply)
 
     def set_next_accepted_outcome(self, server_reply: ServerReply) -> None:
@@ -141,20 +148,29 @@ class Transaction:
 
     def on_service_closing(self, server_reply: ServerReply, *, dot_sent: bool) -> TransactionResult:
         """421: defer all recipients without an outcome. After the final dot it is a reply like any other 4xx."""
+        self._server_failed = True
         self._set_outcomes([index for index, outcome in enumerate(self._outcomes) if outcome is None], server_reply)
         return self.result(connection_lost=True, dot_sent=dot_sent)
 
     def on_connection_lost(self, reply: Reply, *, dot_sent: bool) -> TransactionResult:
         """No reply was received; `reply` is a local one."""
+        self._server_failed = True
         for index, outcome in enumerate(self._outcomes):
             if outcome is None:
                 self._outcomes[index] = Deferred(self.recipients[index], reply)
+                if dot_sent:
+                    self._unknown.add(index)  # RFC 1047: another exchanger would deliver it a second time
         return self.result(connection_lost=True, dot_sent=dot_sent)
 
     def result(self, *, connection_lost: bool = False, dot_sent: bool = False) -> TransactionResult:
         outcomes = tuple(outcome for outcome in self._outcomes if outcome is not None)
         assert len(outcomes) == len(self.recipients), "a recipient without an outcome"
-        return TransactionResult(outcomes, () if connection_lost else tuple(self._retry_now), connection_lost, dot_sent)
+        retry_now = () if connection_lost else tuple(self._retry_now)
+        closed = self._unknown.union(retry_now)
+        still_open = tuple(
+            index for index, outcome in enumerate(outcomes) if isinstance(outcome, Deferred) and index not in closed
+        )
+        return TransactionResult(outcomes, retry_now, still_open, connection_lost, dot_sent, self._server_failed)
 
     def _set_outcomes(self, indexes: list[int], server_reply: ServerReply) -> None:
         reply = server_reply.to_reply()

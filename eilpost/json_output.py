@@ -123,7 +123,7 @@ def event_json(event: Event, start: datetime | None) -> dict[str, Any]:
             }
         case Resumed(delivery, number, route):
             return head | {"delivery": delivery, "attempt": number, "route": format_route(route), "site": route.site}
-        case DeliveryAttempted(delivery, number, outcomes, started, duration, next_due):
+        case DeliveryAttempted(delivery, number, outcomes, started, duration, next_due, asked):
             return head | {
                 "delivery": delivery,
                 "attempt": number,
@@ -131,6 +131,7 @@ def event_json(event: Event, start: datetime | None) -> dict[str, Any]:
                 "duration_seconds": round(duration.total_seconds(), 6),
                 "next_due": next_due.isoformat() if next_due else None,
                 "outcomes": [outcome_json(outcome) for outcome in outcomes],
+                "asked": [{"remote": one.remote, "reply": str(one.reply)} for one in asked],
             }
         case FailedByRouter(outcomes):
             return head | {"outcomes": [outcome_json(outcome) for outcome in outcomes]}

@@ -172,9 +172,10 @@ def lines_of_event(event: Event) -> tuple[Line, ...]:
             return (Line(time, delivery_suffix(delivery), "waits", f"{to}; {format_wait(waits)}", LineStyle.WAITING),)
         case Resumed(delivery, number, route):
             return (Line(time, delivery_suffix(delivery), "resumed", f"for attempt {number} to {format_route(route)}"),)
-        case DeliveryAttempted(delivery, number, outcomes, _started, duration, next_due):
+        case DeliveryAttempted(delivery, number, outcomes, _started, duration, next_due, asked):
             suffix, attempt = delivery_suffix(delivery), f"attempt {number}, {format_age(duration)}"
-            lines = [_outcome_line(time, suffix, outcome, attempt) for outcome in outcomes]
+            lines = [Line(time, suffix, "asked", f"{one.remote} (attempt {number}): {one.reply}") for one in asked]
+            lines += [_outcome_line(time, suffix, outcome, attempt) for outcome in outcomes]
             if next_due is not None:
                 wait = f"until {format_time(next_due)} for the next attempt"
                 lines.append(Line(time, suffix, "waits", wait, LineStyle.WAITING))

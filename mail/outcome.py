@@ -37,3 +37,12 @@ class Failed(FrameStruct, frozen=True, tag="failed"):
 
 
 Outcome = Delivered | Deferred | Failed
+
+
+class ExchangerReply(FrameStruct, frozen=True):
+    """What one exchanger of an attempt replied, or why it could not be asked. `remote` is as in Delivered, or the host
+    name alone if it has no address.
+    """
+
+    remote: str
+    reply: Reply

@@ -12,7 +12,7 @@ from typing import assert_never
 from mail.address import Address
 from mail.frame_struct import FrameStruct, Instant
 from mail.message import Content, DeliveryId, Message, QueueId, Spooled, queue_id_of, queue_id_time
-from mail.outcome import Outcome
+from mail.outcome import ExchangerReply, Outcome
 from mail.reply import Reply
 from mail.route import Route
 
@@ -102,7 +102,8 @@ class Attempted(FrameStruct, frozen=True, tag="attempted"):
     """The report of one attempt: an outcome for each recipient, in the order of the delivery.
 
     `content` is the spooled content when any recipient is deferred, else None. `headers` are the first bytes of the
-    message, for a DSN, when any recipient failed or is deferred, else empty.
+    message, for a DSN, when any recipient failed or is deferred, else empty. `asked`: the exchangers in the order in
+    which they were asked, if there were several.
     """
 
     delivery_id: DeliveryId
@@ -112,6 +113,7 @@ class Attempted(FrameStruct, frozen=True, tag="attempted"):
     duration: timedelta
     content: Spooled | None = None
     headers: bytes = b""
+    asked: tuple[ExchangerReply, ...] = ()
 
 
 class MessageAccepted(FrameStruct, frozen=True, tag="received"):
@@ -138,7 +140,7 @@ class Resumed(FrameStruct, frozen=True, tag="resumed"):
 
 
 class DeliveryAttempted(FrameStruct, frozen=True, tag="attempt"):
-    """History: an attempt ended. `next_due` is set when recipients are still open."""
+    """History: an attempt ended. `next_due` is set when recipients are still open. `asked` as in Attempted."""
 
     delivery_id: DeliveryId
     number: int
@@ -146,6 +148,7 @@ class DeliveryAttempted(FrameStruct, frozen=True, tag="attempt"):
     started: Instant
     duration: timedelta
     next_due: Instant | None
+    asked: tuple[ExchangerReply, ...] = ()
 
 
 class FailedByRouter(FrameStruct, frozen=True, tag="failed"):

@@ -169,7 +169,8 @@ class DeliverySettings(Section):
     reconnect_backoff: Duration = Field(
         parse_duration("30s"),
         description="Time during which no connection is attempted to a site after all its hosts failed; its mail is "
-        "deferred at once.",
+        "deferred at once. A host that failed while another one of the site worked is tried last for this time, "
+        "doubled with each further failure up to 16 times.",
     )
     prefer_ipv6: bool = Field(
         True,

@@ -195,7 +195,9 @@ def _on_attempted(queue: MailQueue, trigger: Attempted, context: RoutingContext,
     yield Event(
         message.queue_id,
         now,
-        DeliveryAttempted(delivery.id, trigger.number, tuple(outcomes), trigger.started, trigger.duration, due),
+        DeliveryAttempted(
+            delivery.id, trigger.number, tuple(outcomes), trigger.started, trigger.duration, due, trigger.asked
+        ),
     )
     if failed_by_router:
         yield from _failure_events(message.queue_id, failed_by_router, now)

@@ -97,7 +97,7 @@ def _defer_attempt(
     yield Event(
         message.queue_id,
         now,
-        DeliveryAttempted(delivery.id, trigger.number, outcomes, trigger.started, trigger.duration, due),
+        DeliveryAttempted(delivery.id, trigger.number, outcomes, trigger.started, trigger.duration, due, trigger.asked),
     )
     if not queue.open_deliveries(message.queue_id):
         yield Event(message.queue_id, now, Closed())

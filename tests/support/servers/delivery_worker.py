@@ -9,7 +9,7 @@ from typing import Any
 
 from delivery.attempt import AttemptRunner
 from delivery.capacity import Capacity
-from delivery.courier import Courier
+from delivery.courier import Courier, Progress
 from delivery.worker import Worker
 from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import Delivery
@@ -31,7 +31,9 @@ class FakeCourier:
         self.active = 0
         self.active_max = 0
 
-    async def deliver(self, delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
+    async def deliver(
+        self, delivery: Delivery, content: bytes, progress: Progress | None = None
+    ) -> tuple[Outcome, ...]:
         self.delivered.append((delivery, content))
         self.active += 1
         self.active_max = max(self.active_max, self.active)

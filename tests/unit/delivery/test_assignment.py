@@ -29,6 +29,10 @@ class FakeDelivery:
     key: PeerKey
     reuse: bool = True
     cancelled: bool = False
+    is_first_choice: bool = True
+
+    def accepts(self, _connection: FakeConnection) -> bool:
+        return self.reuse
 
     def done(self) -> bool:
         return self.cancelled

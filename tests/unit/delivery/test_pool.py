@@ -14,6 +14,7 @@ from delivery.connection import Connection
 from delivery.peer import PeerKey, TlsPolicy
 from delivery.pool import Pool
 from delivery.smtp_courier import SmtpCourier
+from delivery.walk import Walk
 from mail.outcome import Deferred
 from mail.reply import Reply
 from mail.route import ToMx, ToRelay
@@ -271,7 +272,7 @@ async def test_another_tls_policy_never_shares_a_connection() -> None:
         used: dict[PeerKey, set[Connection]] = {plain: set(), other: set()}
 
         async def deliver(key: PeerKey) -> None:
-            connection = await pool.acquire(key, route)
+            connection = await pool.acquire(key, route, Walk(0.0))
             assert isinstance(connection, Connection)
             assert connection.key == key
             used[key].add(connection)
@@ -289,4 +290,4 @@ async def test_another_tls_policy_never_shares_a_connection() -> None:
 
 
 async def acquire(pool: Pool, route: ToRelay | ToMx) -> Connection | Reply:
-    return await pool.acquire(PeerKey(route.site), route)
+    return await pool.acquire(PeerKey(route.site), route, Walk(0.0))

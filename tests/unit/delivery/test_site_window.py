@@ -76,18 +76,6 @@ def test_unreachable_site_is_not_tried_during_its_back_off() -> None:
     assert window.connection_limit == TRUSTED_START
 
 
-def test_consecutive_failures_back_a_site_off() -> None:
-    window = new_window(20)
-    for _ in range(2):
-        window.on_first_transaction_failed("silent", 0.0)
-        window.on_first_transaction_failed("silent", 0.0)
-        window.on_transaction(1.0, 0.0)
-    assert window.backoff_reason(0.0) is None
-    for _ in range(3):
-        window.on_first_transaction_failed("silent", 0.0)
-    assert window.backoff_reason(0.0) == "silent"
-
-
 def test_windows_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(site_window, "WINDOWS_MAX", 4)
     windows = SiteWindows(20, 30.0)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from delivery.exchangers import Exchangers
 from delivery.source_addresses import SourceAddresses
 from delivery.targets import NoTarget, Target, TargetSelector
+from delivery.walk import Walk
 from mail.outcome import Deferred, Delivered, Failed
 from mail.resolver import AddressAnswer, DnsUnknown, IpAddresses, NoSuchDomain
 from mail.route import ToMx, ToRelay
@@ -16,7 +18,7 @@ from tests.support.servers.scripted_remote import ScriptedRemote
 
 
 def selector(resolver: HostResolver, *, prefer_ipv6: bool = True) -> TargetSelector:
-    return TargetSelector(resolver, DeliverySettings(prefer_ipv6=prefer_ipv6), SourceAddresses(()))
+    return TargetSelector(resolver, DeliverySettings(prefer_ipv6=prefer_ipv6), SourceAddresses(()), Exchangers(30.0))
 
 
 @pytest.mark.parametrize("prefer_ipv6", [True, False])
@@ -26,7 +28,7 @@ async def test_order_of_targets(prefer_ipv6: bool) -> None:
     seen = set()
     for _ in range(50):
         route = ToMx("r.test", ((10, "mx.test"), (20, "203.0.113.1"), (20, "203.0.113.2")))
-        targets = [item.ip async for item in hosts.targets(route) if isinstance(item, Target)]
+        targets = [item.ip async for item in hosts.targets(route, Walk(0.0), 0.0) if isinstance(item, Target)]
         assert [":" in ip for ip in targets[:3]] == ([True, False, False] if prefer_ipv6 else [False, False, True])
         seen.add(tuple(targets))
     assert len(seen) == 4  # equal preferences are shuffled
@@ -35,7 +37,7 @@ async def test_order_of_targets(prefer_ipv6: bool) -> None:
 async def test_targets_are_bounded() -> None:
     names = HostResolver(mx=IpAddresses(tuple(f"192.0.2.{number}" for number in range(100))))
     hosts = selector(names)
-    assert len([item async for item in hosts.targets(ToMx("r.test", ((10, "mx.test"),)))]) == 8
+    assert len([item async for item in hosts.targets(ToMx("r.test", ((10, "mx.test"),)), Walk(0.0), 0.0)]) == 4
 
 
 async def test_the_next_exchanger_is_tried() -> None:
@@ -89,7 +91,7 @@ async def test_host_look_ups_are_bounded() -> None:
 )
 async def test_empty_address_answer_is_no_address(route: ToMx | ToRelay, status: str) -> None:
     hosts = selector(HostResolver(mx=IpAddresses(())))
-    (only,) = [item async for item in hosts.targets(route)]
+    (only,) = [item async for item in hosts.targets(route, Walk(0.0), 0.0)]
     assert isinstance(only, NoTarget)
     assert only.reply.enhanced == status
     assert not only.is_without_source

@@ -21,7 +21,7 @@ from mail.log import Backlog
 from mail.log.codec import encode
 from mail.log.queue_summary import QueueSummary
 from mail.message import DeliveryId, QueueId
-from mail.outcome import Deferred, Delivered, Failed, Outcome
+from mail.outcome import Deferred, Delivered, ExchangerReply, Failed, Outcome
 from mail.record import (
     Accepted,
     Active,
@@ -186,6 +186,20 @@ def test_unknown_message_has_no_timeline() -> None:
 )
 def test_each_event_has_a_text(what: EventDetail, says: str) -> None:
     assert any(says in line.text for line in lines_of_event(_events(what)[0]))
+
+
+def test_each_exchanger_of_an_attempt_is_shown() -> None:
+    asked = (ExchangerReply("mx1.test[192.0.2.1]:25", LATER), ExchangerReply("mx2.test[192.0.2.2]:25", OK))
+    attempt = DeliveryAttempted(FIRST, 3, (Delivered(ALICE, OK, HOST),), NOON, SECOND, None, asked)
+    lines = [(line.verb, line.text) for line in lines_of_event(_events(attempt)[0])]
+    assert lines[:2] == [
+        ("asked", "mx1.test[192.0.2.1]:25 (attempt 3): 451 4.3.0 Try again later"),
+        ("asked", "mx2.test[192.0.2.2]:25 (attempt 3): 250 2.0.0 Ok: queued as 4F1C"),
+    ]
+    assert [line[0] for line in lines[2:]] == ["delivered"]
+    assert json_output.event_json(_events(attempt)[0], None)["asked"][0] == {
+        "remote": "mx1.test[192.0.2.1]:25", "reply": "451 4.3.0 Try again later"
+    }  # fmt: skip
 
 
 def test_reply_cannot_send_control_codes_to_the_terminal() -> None:

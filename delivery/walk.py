@@ -1,0 +1,82 @@
+"""Walk of one attempt over the exchangers of its route, by preference (RFC 5321 section 5.1). No I/O.
+
+After a temporary failure the open recipients go to the next exchanger in the same attempt, as in Postfix. A host whose
+addresses all fail, or that had a session, has had its turn, so that one host cannot use up the attempt.
+"""
+
+from __future__ import annotations
+
+from delivery.transaction import TransactionResult
+from mail.outcome import Deferred, Delivered, ExchangerReply, Failed
+from mail.reply import Reply
+
+SESSIONS_MAX = 5  # Postfix: smtp_mx_session_limit 2
+# No further address is tried after this time, so that an attempt ends although each wait is within its own limit.
+WALK_SECONDS = 600.0
+REPLIES_MAX = 20
+TEXT_MAX = 200  # characters of a reply's text in the record of an attempt
+
+
+class Walk:
+    """Progress of one attempt. `turned`: hosts that had their turn; `addresses`: those that a connection was tried to;
+    `replies`: each exchanger asked and what it replied, for the record of the attempt.
+    """
+
+    def __init__(self, now_seconds: float) -> None:
+        self.hosts: tuple[tuple[int, str], ...] | None = None  # by preference; set by the first selection of targets
+        self.turned: set[str] = set()
+        self.addresses: set[str] = set()
+        self.sessions = 0
+        self.replies: list[ExchangerReply] = []
+        self._asked: str | None = None  # whose session is the current one
+        self.failed: dict[str, Reply] = {}  # hosts that refused a whole transaction for now, or lost it
+        self._deadline = now_seconds + WALK_SECONDS
+
+    @property
+    def is_first_choice(self) -> bool:
+        """No exchanger had its turn yet: every connection of the peer is as good as a new one."""
+        return not self.turned
+
+    def better_hosts(self, host: str) -> tuple[str, ...]:
+        """The hosts with a lower preference value than `host`."""
+        hosts = self.hosts or ()
+        own = min((preference for preference, name in hosts if name == host), default=0)
+        return tuple(name for preference, name in hosts if preference < own)
+
+    def may_continue(self, now_seconds: float) -> bool:
+        """Whether a further exchanger may be asked."""
+        return self.sessions < SESSIONS_MAX and now_seconds < self._deadline
+
+    def on_no_target(self, remote: str, reply: Reply) -> None:
+        """An address or host could not be reached, or refused the session."""
+        self._record(remote, reply)
+
+    def on_transaction(self, host: str, remote: str, result: TransactionResult) -> None:
+        """An exchanger answered a transaction, or lost it."""
+        for kind in (Deferred, Failed, Delivered):
+            reply = next((outcome.reply for outcome in result.outcomes if isinstance(outcome, kind)), None)
+            if reply is not None:
+                self._record(remote, reply)
+                break
+        self.failed.pop(host, None)
+        if result.server_failed and reply is not None:
+            self.failed[host] = reply
+        self._asked = host
+
+    def end_turn(self) -> None:
+        """The exchanger has no success for some recipients: the next one has its turn."""
+        if self._asked is not None:
+            self.turned.add(self._asked)
+            self._asked = None
+            self.sessions += 1
+
+    @property
+    def asked(self) -> tuple[ExchangerReply, ...]:
+        """`replies`, if there are several exchangers; else the outcomes say it."""
+        return tuple(self.replies) if len({one.remote for one in self.replies}) > 1 else ()
+
+    def _record(self, remote: str, reply: Reply) -> None:
+        text = reply.text.removeprefix(f"{remote}: ")[:TEXT_MAX]
+        asked = ExchangerReply(remote, reply.with_text(text))
+        if len(self.replies) < REPLIES_MAX and asked not in self.replies:
+            self.replies.append(asked)

@@ -1,0 +1,242 @@
+"""Tests of the walk over the exchangers of a route within one attempt (RFC 5321 section 5.1).
+
+Exchangers are the same port on different loopback addresses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from delivery.courier import Progress
+from delivery.smtp_courier import SmtpCourier
+from delivery.walk import SESSIONS_MAX
+from mail.outcome import Deferred, Delivered, Failed
+from mail.resolver import IpAddresses
+from mail.route import RelayProtocol, ToMx, ToRelay
+from tests.support.builders.delivery import CONTENT, delivery
+from tests.support.clients.couriers import SHORT_TIMEOUTS, HostResolver, courier, outcome_names
+from tests.support.servers.scripted_remote import Drop, ScriptedRemote, Stall, Wait
+
+LATER = "452 4.3.1 disk full"
+Script = Mapping[str, Sequence[Any]]
+
+
+class World:
+    """Exchangers mx1.test, mx2.test, ... by preference, and a courier."""
+
+    def __init__(self, remotes: list[ScriptedRemote], smtp: SmtpCourier) -> None:
+        self.remotes = remotes
+        self.smtp = smtp
+        self.route = ToMx("r.test", tuple((10 * n, f"mx{n}.test") for n in range(1, len(remotes) + 1)))
+        self.progress = Progress()
+
+    async def deliver(self, *recipients: str, content: bytes = CONTENT) -> list[str]:
+        self.progress = Progress()
+        own_delivery = delivery(self.route, *recipients, content=content)
+        self.outcomes = await asyncio.wait_for(self.smtp.deliver(own_delivery, content, self.progress), 10)
+        return outcome_names(self.outcomes)
+
+    @property
+    def sessions(self) -> list[int]:
+        return [len(remote.sessions) for remote in self.remotes]
+
+    @property
+    def asked(self) -> list[str]:
+        return [f"{one.remote.partition('.')[0]} {one.reply.code}" for one in self.progress.asked]
+
+
+@asynccontextmanager
+async def exchangers(*scripts: Script, **settings: Any) -> AsyncIterator[World]:
+    async with AsyncExitStack() as stack:
+        remotes: list[ScriptedRemote] = []
+        names = HostResolver()
+        for number, script in enumerate(scripts, 1):
+            port = remotes[0].port if remotes else 0
+            remote = ScriptedRemote(script, host=f"127.0.0.{number}", port=port)
+            remotes.append(await stack.enter_async_context(remote))
+            names.hosts[f"mx{number}"] = IpAddresses((f"127.0.0.{number}",))
+        settings = {"timeouts": SHORT_TIMEOUTS, "mx_port": remotes[0].port, **settings}
+        yield World(remotes, await stack.enter_async_context(courier(names, **settings)))
+
+
+@pytest.mark.parametrize("verb", ["MAIL", "RCPT", "DATA", "DOT"])
+@pytest.mark.parametrize("answer", [LATER, "421 4.3.2 closing"])
+async def test_refusal_for_now_goes_to_the_next_exchanger(verb: str, answer: str) -> None:
+    async with exchangers({verb: [answer]}, {}) as world:
+        assert await world.deliver("a@r.test", "b@r.test") == ["Delivered"] * 2
+        assert world.sessions == [1, 1]
+        assert world.asked == [f"mx1 {answer[:3]}", "mx2 250"]
+
+
+@pytest.mark.parametrize("verb", ["GREETING", "EHLO", "MAIL", "RCPT", "DATA"])
+@pytest.mark.parametrize("trouble", [Drop(), Drop(reset=True), Stall()])
+async def test_connection_lost_before_the_final_dot_goes_to_the_next_exchanger(verb: str, trouble: Any) -> None:
+    async with exchangers({verb: [trouble]}, {}) as world:
+        assert await world.deliver() == ["Delivered"]
+        assert world.sessions == [1, 1]
+        assert world.asked == ["mx1 451", "mx2 250"]
+
+
+@pytest.mark.parametrize("trouble", [Drop(), Drop(reset=True), Stall()])
+async def test_connection_lost_after_the_final_dot_is_not_repeated(trouble: Any) -> None:
+    """RFC 1047: the first exchanger may have accepted the message."""
+    async with exchangers({"DOT": [trouble]}, {}) as world:
+        assert await world.deliver() == ["Deferred"]
+        assert world.sessions == [1, 0]
+        assert "get it twice" in world.outcomes[0].reply.text
+
+
+async def test_only_open_recipients_go_to_the_next_exchanger() -> None:
+    first = {"RCPT": ["250 ok", "450 4.2.1 greylisted", "550 5.1.1 no", "250 ok"]}
+    async with exchangers(first, {"RCPT": ["550 5.1.1 unknown"]}) as world:
+        assert await world.deliver("a@r.test", "b@r.test", "c@r.test", "d@r.test") == [
+            "Delivered", "Failed", "Failed", "Delivered"
+        ]  # fmt: skip
+        assert world.remotes[1].commands[2:3] == ["RCPT TO:<b@r.test>"]
+        assert str(world.outcomes[1].reply) == "550 5.1.1 unknown"
+        assert world.asked == ["mx1 450", "mx2 550"]
+
+
+async def test_open_recipient_beside_a_lost_final_reply_goes_to_the_next_exchanger() -> None:
+    async with exchangers({"RCPT": ["250 ok", "450 4.2.1 later"], "DOT": [Drop()]}, {}) as world:
+        assert await world.deliver("a@r.test", "b@r.test") == ["Deferred", "Delivered"]
+        assert world.remotes[1].messages[0].rcpts == ["TO:<b@r.test>"]
+
+
+async def test_permanent_refusal_ends_the_walk() -> None:
+    async with exchangers({"MAIL": ["550 5.7.1 never"]}, {}) as world:
+        assert await world.deliver() == ["Failed"]
+        assert world.sessions == [1, 0]
+        assert world.asked == []  # the outcome says it
+
+
+async def test_further_transactions_stay_with_the_exchanger() -> None:
+    first = {"RCPT": ["250 ok", "452 4.5.3 too many", "450 4.2.1 later", "250 ok"]}
+    async with exchangers(first, {}) as world:
+        assert await world.deliver("a@r.test", "b@r.test", "c@r.test") == ["Delivered"] * 3
+        assert [message.rcpts for message in world.remotes[0].messages] == [["TO:<a@r.test>"], ["TO:<b@r.test>"]]
+        assert [message.rcpts for message in world.remotes[1].messages] == [["TO:<c@r.test>"]]
+
+
+async def test_all_exchangers_refuse() -> None:
+    async with exchangers({"MAIL": [LATER]}, {"DOT": ["451 4.7.1 greylisted"]}) as world:
+        for _ in range(2):
+            assert await world.deliver() == ["Deferred"]
+            assert str(world.outcomes[0].reply) == "451 4.7.1 greylisted"
+            assert isinstance(world.outcomes[0], Deferred)
+            assert (world.outcomes[0].remote or "").startswith("mx2.test[127.0.0.2]")
+
+
+async def test_reply_of_an_exchanger_is_kept_if_the_next_one_cannot_be_reached() -> None:
+    async with exchangers({"MAIL": [LATER]}, {"GREETING": ["421 4.7.0 busy"]}) as world:
+        assert await world.deliver() == ["Deferred"]
+        assert str(world.outcomes[0].reply) == LATER
+        assert world.asked == ["mx1 452", "mx2 421"]
+
+
+async def test_sessions_of_an_attempt_are_bounded() -> None:
+    async with exchangers(*[{"MAIL": [LATER]}] * (SESSIONS_MAX + 2)) as world:
+        assert await world.deliver() == ["Deferred"]
+        assert world.sessions == [1] * SESSIONS_MAX + [0, 0]
+
+
+async def test_host_with_many_dead_addresses_does_not_use_up_the_attempt() -> None:
+    async with exchangers({}) as world:
+        dead = tuple(f"127.0.1.{number}" for number in range(1, 10))
+        names = HostResolver(mx0=IpAddresses(dead), mx1=IpAddresses(("127.0.0.1",)), mx2=IpAddresses(dead))
+        route = ToMx("r.test", ((0, "mx0.test"), (5, "mx2.test"), (10, "mx1.test")))
+        async with courier(names, mx_port=world.remotes[0].port) as smtp:
+            progress = Progress()
+            (outcome,) = await smtp.deliver(delivery(route), CONTENT, progress)
+            assert isinstance(outcome, Delivered)
+            assert [one.remote[:8] for one in progress.asked] == ["mx0.test"] * 4 + ["mx2.test"] * 4 + ["mx1.test"]
+
+
+@pytest.mark.parametrize("protocol", list(RelayProtocol))
+async def test_relay_with_several_addresses(protocol: RelayProtocol) -> None:
+    lmtp = protocol is RelayProtocol.LMTP
+    async with (
+        ScriptedRemote({"MAIL": [LATER]}, lmtp=lmtp) as first,
+        ScriptedRemote({"MAIL": [LATER, "250 ok"]}, lmtp=lmtp, host="127.0.0.2", port=first.port) as second,
+        ScriptedRemote({"MAIL": [LATER]}, lmtp=lmtp, host="127.0.0.3", port=first.port) as third,
+    ):
+        names = HostResolver(relay=IpAddresses(("127.0.0.1", "127.0.0.2", "127.0.0.3")))
+        async with courier(names) as smtp:
+            await smtp.deliver(delivery(ToRelay("relay.test", first.port, protocol)), CONTENT)
+        assert sorted(len(remote.sessions) for remote in (first, second, third)) == [0, 1, 1]  # as in Postfix
+
+
+async def test_lmtp_recipient_refused_at_the_final_dot_goes_to_the_next_address() -> None:
+    script = {"DOT": ["250 ok", "452 4.2.2 full"]}
+    async with (
+        ScriptedRemote(script, lmtp=True) as first,
+        ScriptedRemote(script, lmtp=True, host="127.0.0.2", port=first.port) as second,
+    ):
+        names = HostResolver(relay=IpAddresses(("127.0.0.1", "127.0.0.2")))
+        async with courier(names) as smtp:
+            own_delivery = delivery(ToRelay("relay.test", first.port, RelayProtocol.LMTP), "a@r.test", "b@r.test")
+            assert outcome_names(await smtp.deliver(own_delivery, CONTENT)) == ["Delivered"] * 2
+        assert sorted(message.rcpts for remote in (first, second) for message in remote.messages) == [
+            ["TO:<a@r.test>"], ["TO:<b@r.test>"]
+        ]  # fmt: skip
+
+
+async def test_exchanger_that_refuses_what_another_accepts_is_tried_last_for_a_while() -> None:
+    async with exchangers({"MAIL": [LATER]}, {"MAIL": ["250 ok", "250 ok", LATER]}) as world:
+        assert await world.deliver() == ["Delivered"]
+        assert await world.deliver() == ["Delivered"]
+        assert world.sessions == [1, 1]  # the second message reused the connection to mx2
+        assert await world.deliver() == ["Deferred"]
+        assert "Not tried" in world.progress.asked[-1].reply.text
+
+
+async def test_recipient_refused_for_now_does_not_back_the_exchanger_off() -> None:
+    """Greylisting and full mailboxes are about a recipient."""
+    async with exchangers({"RCPT": ["450 4.2.1 later", "250 ok"]}, {}) as world:
+        assert await world.deliver() == ["Delivered"]
+        await world.remotes[1].drop_connections()
+        assert await world.deliver() == ["Delivered"]
+        assert [len(remote.messages) for remote in world.remotes] == [1, 1]
+
+
+async def test_unreachable_exchanger_is_learned_for_all_its_sites() -> None:
+    async with exchangers({}, {}) as world:
+        await world.remotes[0].stop()
+        assert await world.deliver() == ["Delivered"]
+        await world.remotes[0].start()
+        world.route = ToMx("other.test", ((1, "mx1.test"), (2, "mx2.test"), (3, "mx3.test")))
+        assert await world.deliver() == ["Delivered"]
+        assert world.sessions == [0, 2]
+
+
+async def test_exchanger_that_breaks_every_transaction_does_not_back_the_site_off() -> None:
+    async with exchangers({"MAIL": [Drop()]}, {}) as world:
+        attempts = [world.smtp.deliver(delivery(world.route), CONTENT) for _ in range(50)]
+        outcomes = await asyncio.wait_for(asyncio.gather(*attempts), 10)
+        assert [outcome_names(outcome) for outcome in outcomes] == [["Delivered"]] * 50
+        assert world.sessions[0] <= 4
+
+
+async def test_cancellation_at_the_second_exchanger_reports_what_the_first_one_said() -> None:
+    never = asyncio.Event()
+    first = {"RCPT": ["250 ok", "450 4.2.1 later"]}
+    async with exchangers(first, {"RCPT": [Wait(never, "250 ok")]}, timeouts=None) as world:
+        own_delivery = delivery(world.route, "a@r.test", "b@r.test")
+        task = asyncio.create_task(world.smtp.deliver(own_delivery, CONTENT))
+        await world.remotes[1].wait_command("RCPT")
+        task.cancel()
+        outcomes = await task
+        assert outcome_names(outcomes) == ["Delivered", "Deferred"]
+        assert str(outcomes[1].reply) == "450 4.2.1 later"
+
+
+async def test_message_too_large_for_the_first_exchanger_fails() -> None:
+    """A 5xx of ours about the announced limit is final, as in Postfix."""
+    async with exchangers({"EHLO": ["250-mx1\n250 SIZE 10"]}, {}) as world:
+        assert await world.deliver() == ["Failed"]
+        assert isinstance(world.outcomes[0], Failed)
