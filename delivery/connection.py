@@ -37,7 +37,8 @@ class Connection(asyncio.Protocol):
         self.key = key
         self.session = session
         self.transactions = 0
-        self.route: Route  # set by the pool, as the exchanger
+        self.ip = ""  # of the server; set by the pool, as the next two
+        self.route: Route
         self.exchanger: Exchanger
         self.better_hosts: tuple[str, ...] = ()  # of its route, by preference
         self.acquired_at = 0.0

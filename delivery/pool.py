@@ -288,7 +288,7 @@ class Pool:
                 result = await self._connect(key, target, route) if isinstance(target, Target) else target
                 if isinstance(result, Connection):
                     result.better_hosts = walk.better_hosts(target.host)
-                    walk.addresses.update(failed_addresses, (target.ip,) if isinstance(target, Target) else ())
+                    walk.addresses.update(failed_addresses)
                     failed_hosts = {failure.host for failure in failures} - {target.host}
                     for host in failed_hosts - walk.turned:
                         self._back_off_unreachable(host, route, failures, clock())
@@ -315,7 +315,7 @@ class Pool:
         exchanger = self._exchangers.use(target.host, target.port)
         loop = asyncio.get_running_loop()
         connection = Connection(key, session, self._timeouts, self._on_connection_closed, loop)
-        connection.route, connection.exchanger = route, exchanger
+        connection.ip, connection.route, connection.exchanger = target.ip, route, exchanger
         try:
             async with asyncio.timeout(self._settings.connect_timeout.total_seconds()):
                 await self._sources.connect(lambda: connection, target.ip, target.port)

@@ -102,6 +102,6 @@ class SmtpCourier:
                 for host, reply in walk.failed.items():
                     pool.back_off(route, host, reply)
             if not pool.release(connection, result):
-                walk.on_transaction(connection.host, connection.session.remote, result)
+                walk.on_transaction(connection.host, connection.ip, connection.session.remote, result)
                 return result
             reuse = False

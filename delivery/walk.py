@@ -18,8 +18,8 @@ TEXT_MAX = 200  # characters of a reply's text in the record of an attempt
 
 
 class Walk:
-    """Progress of one attempt. `turned`: hosts that had their turn; `addresses`: those that a connection was tried to;
-    `replies`: each exchanger asked and what it replied, for the record of the attempt.
+    """Progress of one attempt. `turned`: hosts that had their turn; `addresses`: those that were tried; `replies`: each
+    exchanger asked and what it replied, for the record of the attempt.
     """
 
     def __init__(self, now_seconds: float) -> None:
@@ -51,7 +51,7 @@ class Walk:
         """An address or host could not be reached, or refused the session."""
         self._record(remote, reply)
 
-    def on_transaction(self, host: str, remote: str, result: TransactionResult) -> None:
+    def on_transaction(self, host: str, address: str, remote: str, result: TransactionResult) -> None:
         """An exchanger answered a transaction, or lost it."""
         for kind in (Deferred, Failed, Delivered):
             reply = next((outcome.reply for outcome in result.outcomes if isinstance(outcome, kind)), None)
@@ -62,6 +62,7 @@ class Walk:
         if result.server_failed and reply is not None:
             self.failed[host] = reply
         self._asked = host
+        self.addresses.add(address)
 
     def end_turn(self) -> None:
         """The exchanger has no success for some recipients: the next one has its turn."""

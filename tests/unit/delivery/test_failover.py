@@ -171,6 +171,13 @@ async def test_relay_with_several_addresses(protocol: RelayProtocol) -> None:
         assert sorted(len(remote.sessions) for remote in (first, second, third)) == [0, 1, 1]  # as in Postfix
 
 
+async def test_same_address_is_not_asked_twice_in_an_attempt() -> None:
+    """Also when the attempt reused a connection."""
+    async with exchangers({"RCPT": ["250 ok", "450 4.2.1 later"]}) as world:
+        assert [await world.deliver() for _ in range(3)] == [["Delivered"], ["Deferred"], ["Deferred"]]
+        assert sum(command.startswith("RCPT") for command in world.remotes[0].commands) == 3
+
+
 async def test_lmtp_recipient_refused_at_the_final_dot_goes_to_the_next_address() -> None:
     script = {"DOT": ["250 ok", "452 4.2.2 full"]}
     async with (
