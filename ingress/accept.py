@@ -8,15 +8,16 @@ large for the record goes to the spool first, so no record names content that do
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from time import perf_counter
 
 import structlog
 
 from ingress import replies
-from ingress.checks import Facts, apply
+from ingress.checks import Step
 from ingress.content import content_start, normalize
+from ingress.draft import Draft
 from ingress.listener import Policy
 from ingress.session import Accept
 from ingress.tenant import tenant_of
@@ -35,6 +36,17 @@ logger = structlog.get_logger()
 
 _LOGGED_RECIPIENTS_MAX = 20  # addresses in one log line
 _RECEIVED_ACCEPTED = MESSAGES_RECEIVED.labels("accepted")
+
+
+async def _run(steps: Sequence[Step], draft: Draft) -> Reply | None:
+    """Apply the steps in their order. Return the reply of the first one that refuses the message."""
+    for step in steps:
+        result = await asyncio.to_thread(step.run, draft) if step.in_thread else step.run(draft)
+        if isinstance(result, Reply):
+            return result
+        if result is not None:
+            draft.apply(result)
+    return None
 
 
 class Acceptance:
@@ -56,7 +68,7 @@ class Acceptance:
         """
         started = perf_counter()
         mail, recipients = transaction.mail, transaction.recipients
-        facts = Facts(policy.hostname, policy.max_size, policy.max_hops, content_start(data))
+        start = content_start(data)
         data = normalize(data)
         content_bytes = len(data)
         message = Message(
@@ -67,12 +79,13 @@ class Acceptance:
             size_bytes=content_bytes,
             client=client,
         )
-        stamped = apply(policy.steps, message, data, facts)
-        del data  # during the append the content is in memory once
+        draft = Draft(message, data, start, policy.facts)
         sender = path_text(mail.reverse_path)
-        if isinstance(stamped, Reply):
-            return stamped, {"sender": sender, "content_bytes": content_bytes}
-        message, content = stamped
+        refusal = await _run(policy.steps, draft)
+        if refusal is not None:
+            return refusal, {"sender": sender, "content_bytes": content_bytes}
+        message, content = draft.finish()
+        del data, draft  # during the append the content is in memory once
         reply = await self.accept(message, content)
         if reply.code != 250:
             return reply, {"queue_id": message.queue_id, "sender": sender}

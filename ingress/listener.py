@@ -7,6 +7,7 @@ from functools import cached_property
 
 from ingress import access_policy
 from ingress.checks import MX_STEPS, Step
+from ingress.draft import Facts
 from mail.reply import Reply
 
 
@@ -37,6 +38,10 @@ class Policy:
             sender_must_resolve=self.sender_must_resolve
             and not (may_relay and self.sender_check_exempts_relay_networks),
         )
+
+    @cached_property
+    def facts(self) -> Facts:
+        return Facts(self.hostname, self.max_size, self.max_hops)
 
     @cached_property
     def greeting(self) -> Reply:

@@ -11,7 +11,6 @@ from datetime import datetime
 from email.utils import format_datetime
 
 from mail.address import Address
-from mail.header_section import AnyBytes, header_section
 from mail.message import Client, QueueId
 
 # Not allowed in a header: comments, quotes, control and other invisible characters.
@@ -50,8 +49,8 @@ def received_field(
     ).encode()
 
 
-def count_hops(content: AnyBytes) -> int:
-    """Number of Received fields in the header section, to detect loops (RFC 5321 section 6.3). Blanks before the colon
+def count_hops(header: bytes) -> int:
+    """Number of Received fields in a header section, to detect loops (RFC 5321 section 6.3). Blanks before the colon
     are obsolete syntax (RFC 5322 section 4.5).
     """
-    return len(_RECEIVED_FIELD.findall(b"\r\n" + header_section(content, _HEADER_BYTES_MAX).lower()))
+    return len(_RECEIVED_FIELD.findall(b"\r\n" + header[:_HEADER_BYTES_MAX].lower()))
