@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from deploy.grafana.panels import ANY_IS_BAD, ORANGE, RED, SECONDS, number, percentage
+from deploy.grafana.panels import ANY_IS_BAD, ORANGE, RED, SECONDS, Panel, number, percentage
 from deploy.grafana.promql import ROLES, SELECTED, age, late_share, rate, series, share, total
 
 _REFUSED = rate("smtp_replies_total", verb="CONNECT", reply_class="4")
@@ -22,30 +22,31 @@ LATE_LEVELS = ((0.01, ORANGE), (0.144, RED))
 
 tempfailed = partial(percentage, title="Tempfailed", expression=TEMPFAILED, thresholds=((0.01, ORANGE), (0.05, RED)))
 deferred = partial(percentage, title="Deferred", expression=DEFERRED, thresholds=DEFERRED_LEVELS)
-late_first_attempts = partial(
-    percentage,
-    title="Late first attempts",
-    description="Share of the deliveries whose first attempt began more than 60 s after acceptance. Objective: 1 %.",
-    expression=late_share(),
-    thresholds=LATE_LEVELS,
-)
 oldest_runnable = partial(
     number, title="Oldest runnable", expression=OLDEST_RUNNABLE, unit=SECONDS, thresholds=AGE_LEVELS, decimals=0
 )
-not_ready = partial(
-    number, description="Targets of eilpost that do not answer, or answer /readyz with 503.", thresholds=ANY_IS_BAD
-)
-quarantined = partial(
-    number,
-    title="Quarantined",
-    description="Deliveries that the router holds because it could not process them.",
-    expression=total("quarantined_deliveries"),
-    thresholds=ANY_IS_BAD,
-)
-ledger_drift = partial(
-    number,
-    title="Ledger drift",
-    description="Recipients by which the ledger and the queue differ. Anything but 0 is a bug of eilpost.",
-    expression=f"sum(abs({series('ledger_drift_recipients')}))",
-    thresholds=ANY_IS_BAD,
-)
+
+
+def late_first_attempts(id_: int, board: str = "") -> Panel:
+    return percentage(id_, "Late first attempts", late_share(), thresholds=LATE_LEVELS, board=board).description(
+        "Share of the deliveries whose first attempt began more than 60 s after acceptance. Objective: 1 %."
+    )
+
+
+def not_ready(id_: int, title: str, expression: str, board: str = "") -> Panel:
+    return number(id_, title, expression, thresholds=ANY_IS_BAD, board=board).description(
+        "Targets of eilpost that do not answer, or answer /readyz with 503."
+    )
+
+
+def quarantined(id_: int, board: str = "") -> Panel:
+    return number(id_, "Quarantined", total("quarantined_deliveries"), thresholds=ANY_IS_BAD, board=board).description(
+        "Deliveries that the router holds because it could not process them."
+    )
+
+
+def ledger_drift(id_: int, board: str = "") -> Panel:
+    drift = f"sum(abs({series('ledger_drift_recipients')}))"
+    return number(id_, "Ledger drift", drift, thresholds=ANY_IS_BAD, board=board).description(
+        "Recipients by which the ledger and the queue differ. Anything but 0 is a bug of eilpost."
+    )

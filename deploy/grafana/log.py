@@ -14,121 +14,95 @@ _LAGGING = ((1000, ORANGE), (10000, RED))
 _LAG_TEXT = "Records of the topic that are not consumed yet, over all shards. "
 
 _STATS = (
-    number(
-        1,
-        "Lag of accepted",
-        _LAG_TEXT + "Routers consume it; the autoscaler of the router role looks at it.",
-        _lag("accepted"),
-        thresholds=_LAGGING,
+    number(1, "Lag of accepted", _lag("accepted"), thresholds=_LAGGING).description(
+        _LAG_TEXT + "Routers consume it; the autoscaler of the router role looks at it."
     ),
-    number(
-        2,
-        "Lag of dispatched",
-        _LAG_TEXT + "Delivery processes consume it; deliveries in flight count.",
-        _lag("dispatched"),
-        thresholds=_LAGGING,
+    number(2, "Lag of dispatched", _lag("dispatched"), thresholds=_LAGGING).description(
+        _LAG_TEXT + "Delivery processes consume it; deliveries in flight count."
     ),
-    number(3, "Lag of attempted", _LAG_TEXT + "Routers consume it.", _lag("attempted"), thresholds=_LAGGING),
+    number(3, "Lag of attempted", _lag("attempted"), thresholds=_LAGGING).description(
+        _LAG_TEXT + "Routers consume it."
+    ),
     number(
         4,
         "Produce time (p99)",
-        "From an append or a transaction to its confirmation by the log.",
         quantile(0.99, "produce_duration_seconds", selected=BY_ROLE),
-        unit=SECONDS,
+        SECONDS,
         thresholds=((0.5, ORANGE), (2.5, RED)),
-    ),
-    number(
-        5,
-        "Stopped shards",
-        "Shards that are not processed because a record cannot be read. An operator must act.",
-        total("shards_stopped"),
-        thresholds=ANY_IS_BAD,
+    ).description("From an append or a transaction to its confirmation by the log."),
+    number(5, "Stopped shards", total("shards_stopped"), thresholds=ANY_IS_BAD).description(
+        "Shards that are not processed because a record cannot be read. An operator must act."
     ),
     number(
         6,
         "Produce errors",
-        "Appends and commits that the log did not confirm, in the chosen time.",
         f"sum(increase({series('produce_errors_total', selected=BY_ROLE)}[$__range]))",
         decimals=0,
         thresholds=ANY_IS_BAD,
-    ),
+    ).description("Appends and commits that the log did not confirm, in the chosen time."),
 )
 
 _TOPICS = (
     lines(
         10,
         "Lag by topic",
-        "Records not consumed yet, over all shards of the cluster.",
         {"{{topic}}": f"sum by (topic) (max by (namespace, tenant, topic) ({series('consumer_lag_records')}))"},
-        unit=COUNT,
+        COUNT,
+    ).description("Records not consumed yet, over all shards of the cluster."),
+    lines(11, "Records consumed by topic", rate_by("consumed_records_total", "topic")).description(
+        "Records read for processing, per second."
     ),
-    lines(
-        11,
-        "Records consumed by topic",
-        "Records read for processing, per second.",
-        rate_by("consumed_records_total", "topic"),
+    lines(12, "Produce time", percentiles("produce_duration_seconds", selected=BY_ROLE), SECONDS).description(
+        "From an append or a transaction to its confirmation by the log. Every 250 of ingress waits for one."
     ),
-    lines(
-        12,
-        "Produce time",
-        "From an append or a transaction to its confirmation by the log. Every 250 of ingress waits for one.",
-        percentiles("produce_duration_seconds", selected=BY_ROLE),
-        unit=SECONDS,
-    ),
-    lines(
-        13,
-        "Produce errors by role",
-        "Appends and commits that the log did not confirm, per second.",
-        rate_by("produce_errors_total", "role", selected=BY_ROLE),
+    lines(13, "Produce errors by role", rate_by("produce_errors_total", "role", selected=BY_ROLE)).description(
+        "Appends and commits that the log did not confirm, per second."
     ),
     lines(
         16,
         "Requests in a commit of the embedded log",
-        "Mean number of requests that one commit writes. With Kafka there are no such commits.",
         {"requests": mean("log_commit_requests"), "commits per second": rate("log_commit_requests_count")},
-        unit=COUNT,
-    ),
+        COUNT,
+    ).description("Mean number of requests that one commit writes. With Kafka there are no such commits."),
     lines(
         20,
         "Produce time by role (p99)",
-        "From an append or a transaction to its confirmation by the log.",
         {"{{role}}": quantile(0.99, "produce_duration_seconds", "role", selected=BY_ROLE)},
-        unit=SECONDS,
-    ),
+        SECONDS,
+    ).description("From an append or a transaction to its confirmation by the log."),
 )
 
 _SHARDS = (
     lines(
         14,
         "Rebalances by role",
-        "Completed rebalances of the consumer groups, per minute. Each stops the group for some seconds.",
         {"{{role}}": f"60 * {rate('consumer_rebalances_total', 'role')}"},
-        unit="suffix: /min",
+        "suffix: /min",
         bars=True,
         width=8,
-    ),
+    ).description("Completed rebalances of the consumer groups, per minute. Each stops the group for some seconds."),
     lines(
         15,
         "Shards by process",
-        "Shards that a process owns, by the role that processes them.",
         {"{{role}} {{process}}": process(f"({total('shards_owned', 'role, pod, instance')} > 0)")},
-        unit=COUNT,
+        COUNT,
         stacked=True,
         width=8,
-    ),
+    ).description("Shards that a process owns, by the role that processes them."),
     lines(
         21,
         "Shards that are not processed",
-        "Shards of the routers without a finished batch in the last minute, by the router that owns them. An idle "
-        "shard finishes an empty batch each second. The alert is at 5 minutes.",
         {
             "{{process}}": process(
                 f"({total('shards_owned', PROCESS, role='router')} - {total('shards_routed', PROCESS)})"
             ),
             "no owner": f"sum(max by (namespace, tenant) ({_ALL_SHARDS})) - {total('shards_owned', role='router')}",
         },
-        unit=COUNT,
+        COUNT,
         width=8,
+    ).description(
+        "Shards of the routers without a finished batch in the last minute, by the router that owns them. An idle "
+        "shard finishes an empty batch each second. The alert is at 5 minutes."
     ),
 )
 
@@ -136,25 +110,19 @@ _SPOOL = (
     lines(
         17,
         "Spool bytes per second",
-        "Content of messages larger than spool.max_inline_size, written by ingress and read by delivery.",
         rate_by("spool_bytes_total", "direction", selected=BY_ROLE),
-        unit=BYTES_PER_SECOND,
+        BYTES_PER_SECOND,
         width=8,
-    ),
+    ).description("Content of messages larger than spool.max_inline_size, written by ingress and read by delivery."),
     lines(
         18,
         "Duration of spool operations",
-        "p50 and p99 by operation; only operations that succeeded.",
         percentiles("spool_duration_seconds", "operation", selected=BY_ROLE),
-        unit=SECONDS,
+        SECONDS,
         width=8,
-    ),
-    lines(
-        19,
-        "Spool errors by kind",
-        "unavailable: an operation failed; damaged: content is missing or its checksum is wrong.",
-        rate_by("spool_errors_total", "kind", selected=BY_ROLE),
-        width=8,
+    ).description("p50 and p99 by operation; only operations that succeeded."),
+    lines(19, "Spool errors by kind", rate_by("spool_errors_total", "kind", selected=BY_ROLE), width=8).description(
+        "unavailable: an operation failed; damaged: content is missing or its checksum is wrong."
     ),
 )
 

@@ -6,80 +6,58 @@ from deploy.grafana.panels import BYTES_PER_SECOND, COUNT, ORANGE, RED, SECONDS,
 from deploy.grafana.promql import age, late_share, percentiles, quantile, rate, rate_by, total, total_by
 
 _STATS = (
-    number(1, "In the queue", "Recipients in the queue, in every state.", total("queue_recipients")),
-    number(
-        2,
-        "Runnable",
-        "Recipients that could be delivered now: active, throttled, and deferred whose retry time has come.",
-        total("queue_runnable_recipients"),
+    number(1, "In the queue", total("queue_recipients")).description("Recipients in the queue, in every state."),
+    number(2, "Runnable", total("queue_runnable_recipients")).description(
+        "Recipients that could be delivered now: active, throttled, and deferred whose retry time has come."
     ),
-    oldest_runnable(
-        3, description="How long the oldest runnable delivery has been runnable. The alert is at 15 minutes."
+    oldest_runnable(3).description(
+        "How long the oldest runnable delivery has been runnable. The alert is at 15 minutes."
     ),
     number(
         4,
         "First attempt (p99)",
-        "From the acceptance of a message to the start of the first attempt.",
         quantile(0.99, "first_attempt_delay_seconds"),
-        unit=SECONDS,
+        SECONDS,
         thresholds=((30, ORANGE), (60, RED)),
-    ),
+    ).description("From the acceptance of a message to the start of the first attempt."),
     quarantined(5),
     ledger_drift(6),
 )
 
 _QUEUE = (
-    lines(
-        10,
-        "Queue by state",
+    lines(10, "Queue by state", total_by("queue_recipients", "state"), COUNT, stacked=True).description(
         "active: dispatched; deferred: waits for its retry time; throttled: its site or the shard has reached a limit; "
-        "held: quarantined; unresolved: DNS has not answered.",
-        total_by("queue_recipients", "state"),
-        unit=COUNT,
-        stacked=True,
+        "held: quarantined; unresolved: DNS has not answered."
     ),
     lines(
         11,
         "Age of the oldest message by state",
-        "Time since the oldest message of each state was received, and since the oldest runnable delivery became "
-        "runnable.",
         {"{{state}}": age("queue_oldest_timestamp_seconds", "state"), "runnable": OLDEST_RUNNABLE},
-        unit=SECONDS,
+        SECONDS,
+    ).description(
+        "Time since the oldest message of each state was received, and since the oldest runnable delivery became "
+        "runnable."
     ),
-    heat_map(
-        14,
-        "Time to the first attempt, distribution",
-        "Deliveries per second by the time from acceptance to the start of the first attempt.",
-        rate("first_attempt_delay_seconds_bucket", "le"),
+    heat_map(14, "Time to the first attempt, distribution", "first_attempt_delay_seconds").description(
+        "Deliveries per second by the time from acceptance to the start of the first attempt."
     ),
-    lines(
-        15,
-        "Late first attempts",
+    lines(15, "Late first attempts", {"late": late_share()}, SHARE, limits=LATE_LEVELS, most=0.25).description(
         "Share of the deliveries whose first attempt began more than 60 s after acceptance. Dashed: the objective "
-        "(1 %), and 14.4 times that, where the alert is.",
-        {"late": late_share()},
-        unit=SHARE,
-        limits=LATE_LEVELS,
-        most=0.25,
+        "(1 %), and 14.4 times that, where the alert is."
     ),
     lines(
         16,
         "Time in the queue",
-        "From the acceptance of a message to the end of each of its deliveries.",
         {
             "delivered p50": quantile(0.5, "time_in_queue_seconds", result="delivered"),
             "delivered p99": quantile(0.99, "time_in_queue_seconds", result="delivered"),
             "failed p50": quantile(0.5, "time_in_queue_seconds", result="failed"),
         },
-        unit=SECONDS,
+        SECONDS,
         log=True,
-    ),
-    lines(
-        20,
-        "Runnable recipients",
-        "What could be delivered now: the number that the autoscaler of the delivery role looks at.",
-        {"runnable": total("queue_runnable_recipients")},
-        unit=COUNT,
+    ).description("From the acceptance of a message to the end of each of its deliveries."),
+    lines(20, "Runnable recipients", {"runnable": total("queue_runnable_recipients")}, COUNT).description(
+        "What could be delivered now: the number that the autoscaler of the delivery role looks at."
     ),
 )
 
@@ -87,48 +65,31 @@ _ROUTER = (
     lines(
         12,
         "Messages per second",
-        "Accepted by ingress and routed. Routed below received for long: the routers are behind.",
         {"received": rate("messages_received_total", result="accepted"), "routed": rate("routed_messages_total")},
+    ).description("Accepted by ingress and routed. Routed below received for long: the routers are behind."),
+    lines(13, "Recipients routed by kind", rate_by("routed_recipients_total", "kind"), stacked=True).description(
+        "mailbox: local; relay and mx: other servers; unresolved: DNS has not answered; failed: refused by the router."
     ),
-    lines(
-        13,
-        "Recipients routed by kind",
-        "mailbox: local; relay and mx: other servers; unresolved: DNS has not answered; failed: refused by the router.",
-        rate_by("routed_recipients_total", "kind"),
-        stacked=True,
+    lines(17, "Duration of a batch", percentiles("route_duration_seconds"), SECONDS).description(
+        "One batch of the router: look-ups, decisions and commit."
     ),
-    lines(
-        17,
-        "Duration of a batch",
-        "One batch of the router: look-ups, decisions and commit.",
-        percentiles("route_duration_seconds"),
-        unit=SECONDS,
-    ),
-    lines(
-        21,
-        "Bytes routed per second",
-        "Size of the messages routed.",
-        {"routed": rate("routed_bytes_total")},
-        unit=BYTES_PER_SECOND,
+    lines(21, "Bytes routed per second", {"routed": rate("routed_bytes_total")}, BYTES_PER_SECOND).description(
+        "Size of the messages routed."
     ),
 )
 
 _ACCOUNTING = (
-    lines(
-        18,
-        "Ledger entries per second",
-        "accepted + expanded - merged - delivered - failed - discarded is what the queue grows by.",
-        rate_by("ledger_recipients_total", "entry"),
+    lines(18, "Ledger entries per second", rate_by("ledger_recipients_total", "entry")).description(
+        "accepted + expanded - merged - delivered - failed - discarded is what the queue grows by."
     ),
     lines(
         19,
         "DSNs and suppressed duplicates",
-        "Delivery status notifications sent, and repeats that were recognised and had no effect.",
         {
             "DSN {{action}}": rate("dsns_total", "action"),
             "duplicate {{where}}": rate("duplicates_suppressed_total", "where"),
         },
-    ),
+    ).description("Delivery status notifications sent, and repeats that were recognised and had no effect."),
 )
 
 BOARD = Board(

@@ -17,6 +17,8 @@ from grafana_foundation_sdk.models import dashboard as model
 from grafana_foundation_sdk.models import heatmap as heat
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
+from deploy.grafana.promql import rate
+
 Panel: TypeAlias = "stat.Panel | timeseries.Panel | table.Panel | heatmap.Panel"
 P = TypeVar("P", stat.Panel, timeseries.Panel, table.Panel, heatmap.Panel)
 
@@ -107,8 +109,8 @@ NEUTRAL = ((0.0, BLUE),)
 ANY_IS_BAD = ((1.0, RED),)
 
 
-def _described(panel: P, id_: int, title: str, description: str, width: int, height: int) -> P:
-    return panel.id(id_).title(title).description(description).datasource(DATASOURCE).span(width).height(height)
+def _titled(panel: P, id_: int, title: str, width: int, height: int) -> P:
+    return panel.id(id_).title(title).datasource(DATASOURCE).span(width).height(height)
 
 
 def _query(expression: str, legend: str = "", ref: str = "A") -> prometheus.Dataquery:
@@ -123,10 +125,9 @@ def _link(board: str, title: str) -> dashboard.DashboardLink:
 def number(
     id_: int,
     title: str,
-    description: str,
     expression: str,
-    *,
     unit: str = COUNT,
+    *,
     thresholds: Sequence[tuple[float, str]] = NEUTRAL,
     base: str = GREEN,
     decimals: int | None = None,
@@ -136,7 +137,7 @@ def number(
 ) -> Panel:
     """The last value on a background in its threshold's colour, with its course. `board`: where a click leads."""
     panel = (
-        _described(stat.Panel(), id_, title, description, width, height)
+        _titled(stat.Panel(), id_, title, width, height)
         .with_target(_query(expression))
         .unit(unit)
         .thresholds(steps(*thresholds, base=base))
@@ -162,10 +163,9 @@ percentage = partial(number, unit=SHARE, decimals=1)
 def lines(
     id_: int,
     title: str,
-    description: str,
     queries: Mapping[str, str],
-    *,
     unit: str = PER_SECOND,
+    *,
     stacked: bool = False,
     bars: bool = False,
     log: bool = False,
@@ -178,7 +178,7 @@ def lines(
 ) -> Panel:
     """Time series. `queries`: expressions by legend. `limits`: thresholds drawn as dashed lines."""
     panel = (
-        _described(timeseries.Panel(), id_, title, description, width, height)
+        _titled(timeseries.Panel(), id_, title, width, height)
         .targets([_query(query, legend, chr(65 + n)) for n, (legend, query) in enumerate(queries.items())])
         .unit(unit)
         .color_scheme(dashboard.FieldColor().mode(model.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
@@ -215,13 +215,11 @@ def lines(
     return panel
 
 
-def heat_map(
-    id_: int, title: str, description: str, expression: str, *, unit: str = SECONDS, width: int = 12, height: int = 8
-) -> Panel:
-    """The buckets of a histogram over time. `expression`: rates by `le`."""
-    query = _query(expression, "{{le}}").format(PromQueryFormat.HEATMAP)
+def heat_map(id_: int, title: str, histogram: str, unit: str = SECONDS, *, width: int = 12, height: int = 8) -> Panel:
+    """The buckets of a histogram over time."""
+    query = _query(rate(f"{histogram}_bucket", "le"), "{{le}}").format(PromQueryFormat.HEATMAP)
     return (
-        _described(heatmap.Panel(), id_, title, description, width, height)
+        _titled(heatmap.Panel(), id_, title, width, height)
         .with_target(query)
         .calculate(False)
         .color(heatmap.HeatmapColorOptions().mode(heat.HeatmapColorMode.SCHEME).scheme("Oranges").steps(64))
@@ -234,7 +232,6 @@ def heat_map(
 def value_table(
     id_: int,
     title: str,
-    description: str,
     columns: Mapping[str, tuple[str, str]],
     labels: Sequence[str],
     *,
@@ -248,7 +245,7 @@ def value_table(
     refs = {head: chr(65 + n) for n, head in enumerate(columns)}
     renamed = {"Value" if len(columns) == 1 else f"Value #{ref}": head for head, ref in refs.items()}
     panel = (
-        _described(table.Panel(), id_, title, description, width, height)
+        _titled(table.Panel(), id_, title, width, height)
         .targets(
             [
                 prometheus.Dataquery()

@@ -28,14 +28,17 @@ _DEFERRED = share(rate("delivery_attempts_total", _T, result="deferred"), rate("
 _LAG = f"sum by (tenant, topic) (max by (namespace, tenant, topic) ({series('consumer_lag_records')}))"
 
 _STATS = (
-    number_per_second(1, "Routed", "Messages of the chosen tenants routed per second.", rate("routed_messages_total")),
-    number_per_second(2, "Delivered", "Deliveries of the chosen tenants per second.", rate("delivered_messages_total")),
-    number(3, "In the queue", "Recipients of the chosen tenants in the queue.", total("queue_recipients")),
-    oldest_runnable(
-        4,
-        description="How long the oldest delivery that could be made now has been waiting. The alert is at 15 minutes.",
+    number_per_second(1, "Routed", rate("routed_messages_total")).description(
+        "Messages of the chosen tenants routed per second."
     ),
-    deferred(5, description="Share of the attempted recipients that were deferred."),
+    number_per_second(2, "Delivered", rate("delivered_messages_total")).description(
+        "Deliveries of the chosen tenants per second."
+    ),
+    number(3, "In the queue", total("queue_recipients")).description("Recipients of the chosen tenants in the queue."),
+    oldest_runnable(4).description(
+        "How long the oldest delivery that could be made now has been waiting. The alert is at 15 minutes."
+    ),
+    deferred(5).description("Share of the attempted recipients that were deferred."),
     late_first_attempts(6),
 )
 
@@ -43,7 +46,6 @@ _TENANTS = (
     value_table(
         10,
         "Tenants",
-        "`shared` is all tenants that share topics and workers; a dedicated tenant has its own.",
         {
             "routed": (rate("routed_messages_total", _T), PER_SECOND),
             "delivered": (rate("delivered_messages_total", _T), PER_SECOND),
@@ -55,51 +57,37 @@ _TENANTS = (
         ("tenant",),
         coloured={"oldest runnable": AGE_LEVELS, "deferred": DEFERRED_LEVELS, "late": LATE_LEVELS},
         height=5,
-    ),
+    ).description("`shared` is all tenants that share topics and workers; a dedicated tenant has its own."),
 )
 
 _FLOW = (
-    lines(11, "Messages routed", "Per second, by tenant.", rate_by("routed_messages_total", "tenant"), stacked=True),
-    lines(12, "Deliveries", "Per second, by tenant.", rate_by("delivered_messages_total", "tenant"), stacked=True),
-    lines(
-        13,
-        "Queue",
-        "Recipients in the queue, by tenant.",
-        total_by("queue_recipients", "tenant"),
-        unit=COUNT,
-        stacked=True,
+    lines(11, "Messages routed", rate_by("routed_messages_total", "tenant"), stacked=True).description(
+        "Per second, by tenant."
+    ),
+    lines(12, "Deliveries", rate_by("delivered_messages_total", "tenant"), stacked=True).description(
+        "Per second, by tenant."
+    ),
+    lines(13, "Queue", total_by("queue_recipients", "tenant"), COUNT, stacked=True).description(
+        "Recipients in the queue, by tenant."
     ),
     lines(
         14,
         "Time to the first attempt (p99)",
-        "From acceptance to the start of the first attempt, by tenant.",
         {"{{tenant}}": quantile(0.99, "first_attempt_delay_seconds", _T)},
-        unit=SECONDS,
+        SECONDS,
+    ).description("From acceptance to the start of the first attempt, by tenant."),
+    lines(15, "Deferred", {"{{tenant}}": _DEFERRED}, SHARE, limits=((0.2, RED),)).description(
+        "Share of the attempted recipients that were deferred, by tenant. The alert is at 20 %."
     ),
     lines(
-        15,
-        "Deferred",
-        "Share of the attempted recipients that were deferred, by tenant. The alert is at 20 %.",
-        {"{{tenant}}": _DEFERRED},
-        unit=SHARE,
-        limits=((0.2, RED),),
+        16, "Bytes delivered", rate_by("delivered_bytes_total", "tenant"), BYTES_PER_SECOND, stacked=True
+    ).description("Per second, by tenant."),
+    lines(17, "Lag", {"{{tenant}} {{topic}}": _LAG}, COUNT).description(
+        "Records not consumed yet, by tenant and topic."
     ),
     lines(
-        16,
-        "Bytes delivered",
-        "Per second, by tenant.",
-        rate_by("delivered_bytes_total", "tenant"),
-        unit=BYTES_PER_SECOND,
-        stacked=True,
-    ),
-    lines(17, "Lag", "Records not consumed yet, by tenant and topic.", {"{{tenant}} {{topic}}": _LAG}, unit=COUNT),
-    lines(
-        18,
-        "Ready processes",
-        "Processes that are ready, by tenant and role. Ingress and mailstore serve all tenants.",
-        {"{{tenant}} {{role}}": total("ready", "tenant, role", selected=BY_ROLE)},
-        unit=COUNT,
-    ),
+        18, "Ready processes", {"{{tenant}} {{role}}": total("ready", "tenant, role", selected=BY_ROLE)}, COUNT
+    ).description("Processes that are ready, by tenant and role. Ingress and mailstore serve all tenants."),
 )
 
 BOARD = Board(
