@@ -44,7 +44,7 @@ def default_tables() -> dict[str, dict[str, dict[str, Any]]]:
 
 def _meaning(settings: Settings, section: str, key: str) -> str:
     field = type(getattr(settings, section)).model_fields[key]
-    return f"{field.description or ''}{_bounds(field)}"
+    return " ".join((field.description or "").split()) + _bounds(field)
 
 
 def _bounds(field: FieldInfo) -> str:
