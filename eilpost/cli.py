@@ -143,7 +143,7 @@ def up(config: ConfigOption = None) -> None:
     """Run all roles in one process until SIGTERM or Ctrl-C."""
     from eilpost import configuration, process
 
-    raise typer.Exit(process.run_all(configuration.load_process_config(config)))
+    raise typer.Exit(process.run(configuration.load_process_config(config)))
 
 
 @app.command(epilog=examples("eilpost demo", "eilpost demo --dir /tmp/demo", "eilpost demo --cluster"))
@@ -192,7 +192,7 @@ def demo(
         sink_listens = sink is not None and sink.listens
         print(the_demo.banner(process_config.settings, path, the_demo.program(), sink_listens=sink_listens), flush=True)  # noqa: T201
 
-    raise typer.Exit(process.run_all(process_config, print_banner, () if sink is None else (sink,)))
+    raise typer.Exit(process.run(process_config, on_ready=print_banner, support=() if sink is None else (sink,)))
 
 
 @app.command(epilog=examples("eilpost ingress --config cluster.toml"))

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -43,11 +44,35 @@ if TYPE_CHECKING:
 logger = structlog.get_logger()
 
 
-def run_all(
-    process_config: ProcessConfig, on_ready: Callable[[], None] = lambda: None, support: Sequence[service.Role] = ()
+def run(
+    process_config: ProcessConfig,
+    names: Sequence[str] = ROLES,
+    on_ready: Callable[[], None] = lambda: None,
+    support: Sequence[service.Role] = (),
 ) -> int:
-    """Run all roles, and `support` until they have stopped; the process's exit status."""
-    return _run_process(process_config, lambda signals: _run_roles(process_config, ROLES, signals, on_ready, support))
+    """Run these roles, and `support` until they have stopped; the process's exit status."""
+    node = process_config.settings.node
+    logging_setup.configure(node.log_level, node.log_format)
+    os.umask(0o077)  # only this user reads mail
+    _raise_open_file_limit(process_config.settings)
+
+    async def main_with_errors() -> None:
+        try:
+            with Signals() as signals:
+                signals.begin_startup()
+                await _run_roles(process_config, names, signals, on_ready, support)
+        except asyncio.CancelledError:
+            if not signals.stop.is_set():
+                raise
+        except OSError as error:
+            if error.filename is None:
+                raise
+            raise ServiceError(f"{error.filename}: {error.strerror}") from error
+
+    status = service.run(main_with_errors)
+    if status == service.EXIT_OK:
+        logger.info("stopped")
+    return status
 
 
 def run_mailstore(process_config: ProcessConfig) -> int:
@@ -59,7 +84,7 @@ def run_mailstore(process_config: ProcessConfig) -> int:
         )
     if process_config.settings.mailboxes.url.startswith("memory:"):
         raise SettingsError('mailboxes.url = "memory:": the mailboxes of a mailstore alone would get no mail')
-    return _run_process(process_config, lambda signals: _run_roles(process_config, ("mailstore",), signals))
+    return run(process_config, ("mailstore",))
 
 
 def run_role(name: str, process_config: ProcessConfig) -> int:
@@ -76,32 +101,7 @@ def run_role(name: str, process_config: ProcessConfig) -> int:
             "ingress.smtp_listen is empty, nothing to serve; set an address there, or by "
             "EILPOST_INGRESS__SMTP_LISTEN=HOST:PORT"
         )
-    return _run_process(process_config, lambda signals: _run_roles(process_config, (name,), signals))
-
-
-def _run_process(process_config: ProcessConfig, main: Callable[[Signals], Coroutine[Any, Any, None]]) -> int:
-    node = process_config.settings.node
-    logging_setup.configure(node.log_level, node.log_format)
-    os.umask(0o077)  # only this user reads mail
-    _raise_open_file_limit(process_config.settings)
-
-    async def main_with_errors() -> None:
-        try:
-            with Signals() as signals:
-                signals.begin_startup()
-                await main(signals)
-        except asyncio.CancelledError:
-            if not signals.stop.is_set():
-                raise
-        except OSError as error:
-            if error.filename is None:
-                raise
-            raise ServiceError(f"{error.filename}: {error.strerror}") from error
-
-    status = service.run(main_with_errors)
-    if status == service.EXIT_OK:
-        logger.info("stopped")
-    return status
+    return run(process_config, (name,))
 
 
 def _raise_open_file_limit(settings: Settings) -> None:
@@ -122,22 +122,29 @@ async def _run_roles(
     process_config: ProcessConfig,
     names: Sequence[str],
     signals: Signals,
-    on_ready: Callable[[], None] = lambda: None,
-    support: Sequence[service.Role] = (),
+    on_ready: Callable[[], None],
+    support: Sequence[service.Role],
 ) -> None:
     """Run these roles, on one log unless it is the mailstore alone."""
     from eilpost.http_server import HttpServer
 
     settings = process_config.settings
-    addresses = {"ingress": INGRESS, "mailstore": POP3}
-    served = [name for name in names if name not in addresses or addresses[name].address(settings)]
-    listening = (*(addresses[name] for name in served if name in addresses), HTTP)
+    listeners = {"ingress": INGRESS, "mailstore": POP3}
+    served = [name for name in names if name not in listeners or listeners[name].address(settings)]
+    listening = (*(listeners[name] for name in served if name in listeners), HTTP)
+    addresses = {setting: address for setting in listening if (address := setting.address(settings))}
     health = service.Health()
+
+    def announce() -> None:
+        on_ready()  # before the log line
+        named = {setting.name: address for setting, address in addresses.items()}
+        logger.info("ready", hostname=settings.node.hostname, **named)
+
     async with AsyncExitStack() as stack:
         directory = make_directory(process_config)
         await _start(stack, directory)
         signals.on_reload(directory.reload)
-        _check_ports(settings, *listening)  # first, so that a failed start creates no files
+        _check_ports(addresses)  # first, so that a failed start creates no files
         if served == ["mailstore"]:
             roles = [make_mailstore(process_config, mailboxes=make_mailboxes(process_config), directory=directory)]
             own_support: list[service.Role] = [HttpServer(settings=settings.http, health=health)]
@@ -147,20 +154,9 @@ async def _run_roles(
             signals.on_reload(log.reload)
             spool = make_spool(process_config)
             await _start(stack, spool)
-            resolver = make_resolver(process_config)
+            make = partial(make_role, log=log, spool=spool, directory=directory, resolver=make_resolver(process_config))
             mailboxes = make_mailboxes(process_config) if {"delivery", "mailstore"} & set(served) else None
-            roles = [
-                make_role(
-                    name,
-                    process_config,
-                    log=log,
-                    spool=spool,
-                    directory=directory,
-                    resolver=resolver,
-                    mailboxes=mailboxes,
-                )
-                for name in served
-            ]
+            roles = [make(name, process_config, mailboxes=mailboxes) for name in served]
             maintenance = Maintenance(
                 settings=settings.spool,
                 log=log,
@@ -172,7 +168,7 @@ async def _run_roles(
         await service.run_roles(
             roles,
             settings.node.drain_timeout,
-            _ready_callback(settings, *listening, on_ready=on_ready),
+            announce,
             support=[*own_support, *support],
             health=health,
             signals=signals,
@@ -184,21 +180,8 @@ async def _start(stack: AsyncExitStack, port: FileDirectory | Log | Spool) -> No
     stack.push_async_callback(port.close)
 
 
-def _check_ports(settings: Settings, *listening: ListenSetting) -> None:
+def _check_ports(addresses: Mapping[ListenSetting, str]) -> None:
     """Raises ServiceError that names all addresses in use."""
-    served = {setting: setting.address(settings) for setting in listening}
-    in_use = [f"{address} ({setting})" for setting, address in served.items() if address and is_in_use(address)]
+    in_use = [f"{address} ({setting})" for setting, address in addresses.items() if is_in_use(address)]
     if in_use:
         raise ServiceError(f"{', '.join(in_use)}: in use, perhaps by another eilpost; stop it, or set another address")
-
-
-def _ready_callback(
-    settings: Settings, *listening: ListenSetting, on_ready: Callable[[], None] = lambda: None
-) -> Callable[[], None]:
-    served = {setting.name: address for setting in listening if (address := setting.address(settings))}
-
-    def announce() -> None:
-        on_ready()  # before the log line
-        logger.info("ready", hostname=settings.node.hostname, **served)
-
-    return announce

@@ -1,23 +1,21 @@
 """Wiring of adapters and roles: a URL's scheme selects the adapter of a port, a role gets its ports.
 
-An unknown scheme or a malformed URL is a `SettingsError` that names the key. Relative paths start from the folder of
-the configuration file, so that servers and commands find the same files. An adapter is imported when it is selected.
+A malformed URL is a `SettingsError` that names the key. Relative paths start from the folder of the configuration file,
+so that servers and commands find the same files. An adapter is imported when it is selected.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from mail.log.topics import tenant_prefix
 from mail.masking import masked
 from mail.settings_section import SettingsError
-from mail.spool.bucket_url import SCHEMES
 
 if TYPE_CHECKING:
     from mail.directory import Directory
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from mail.settings import LogSettings, Settings
     from mail.spool import Spool
     from mailstore.mailboxes import Mailboxes
-
-T = TypeVar("T")
 
 ROLES = ("ingress", "router", "delivery", "mailstore")
 
@@ -73,24 +69,16 @@ class ProcessConfig:
         return replace(self, settings=settings, tenant=tenant)
 
 
-def select_adapter(
-    key: str, url: str, schemes: Mapping[str, Callable[[str], T]], example: str, planned: Iterable[str] = ()
-) -> T:
-    """Call the factory of the URL's scheme with the part after the colon. Raises SettingsError."""
-    scheme, colon, path = url.partition(":")
-    if colon and scheme in schemes:
-        return schemes[scheme](path)
-    url = masked(url)
-    if scheme in planned:
-        raise SettingsError(f'{key} = "{url}": {scheme} is not in this version; use for example {key} = "{example}"')
-    schemes_text = " or ".join(f'"{name}:"' for name in schemes)
-    raise SettingsError(f'{key} = "{url}": the URL must begin with {schemes_text}; for example {key} = "{example}"')
+def _scheme(url: str) -> str:
+    return url.partition(":")[0]  # one of `mail.settings_values.SCHEMES`: the settings refuse any other
 
 
-def _require_path(key: str, url: str, path: str) -> str:
+def _path(process_config: ProcessConfig, key: str, url: str) -> Path:
+    """The path of a URL like "file:DIRECTORY". Raises SettingsError."""
+    scheme, _, path = url.partition(":")
     if not path or path.startswith("//"):
-        raise SettingsError(f'{key} = "{masked(url)}": a path is missing after "{url.partition(":")[0]}:"')
-    return path
+        raise SettingsError(f'{key} = "{masked(url)}": a path is missing after "{scheme}:"')
+    return process_config.path(path)
 
 
 def _require_writable(key: str, folder: Path) -> None:
@@ -125,53 +113,41 @@ def log_settings(process_config: ProcessConfig) -> LogSettings:
 def make_log(process_config: ProcessConfig, directory: Directory | None = None) -> Log:
     """`directory`: the tenants with their own topics, for an ingress."""
     settings = process_config.settings.log
+    match _scheme(settings.url):
+        case "kafka":
+            require_package("aiokafka", "log.url", settings.url, "kafka")
+            from mail.log.kafka import KafkaLog
 
-    def embedded(path: str) -> Log:
-        from mail.log.embedded import EmbeddedLog
+            def dedicated(tenant: str) -> bool:
+                entry = None if directory is None or process_config.tenant else directory.snapshot.tenants.get(tenant)
+                return entry is not None and entry.dedicated
 
-        return EmbeddedLog(process_config.path(_require_path("log.url", settings.url, path)), settings)
+            return KafkaLog(log_settings(process_config), dedicated, process_config.tenant)
+        case "memory":
+            from mail.log.memory import MemoryLog
 
-    def memory(_path: str) -> Log:
-        from mail.log.memory import MemoryLog
+            return MemoryLog(settings)
+        case _:
+            from mail.log.embedded import EmbeddedLog
 
-        return MemoryLog(settings)
-
-    def kafka(_path: str) -> Log:
-        require_package("aiokafka", "log.url", settings.url, "kafka")
-        from mail.log.kafka import KafkaLog
-
-        def dedicated(tenant: str) -> bool:
-            entry = None if directory is None or process_config.tenant else directory.snapshot.tenants.get(tenant)
-            return entry is not None and entry.dedicated
-
-        return KafkaLog(log_settings(process_config), dedicated, process_config.tenant)
-
-    return select_adapter(
-        "log.url", settings.url, {"embedded": embedded, "kafka": kafka, "memory": memory}, "embedded:var/log.db"
-    )
+            return EmbeddedLog(_path(process_config, "log.url", settings.url), settings)
 
 
 def make_history(process_config: ProcessConfig) -> HistoryLog:
     """The log as `trace` and `queue` read it, with or without a running server."""
     url = process_config.settings.log.url
+    match _scheme(url):
+        case "kafka":
+            require_package("aiokafka", "log.url", url, "kafka")
+            from mail.log.kafka import KafkaHistory
 
-    def embedded(path: str) -> HistoryLog:
-        from mail.log.embedded import EmbeddedHistory
+            return KafkaHistory(log_settings(process_config), process_config.tenant)
+        case "memory":
+            raise SettingsError('log.url = "memory:" cannot be read by another process')
+        case _:
+            from mail.log.embedded import EmbeddedHistory
 
-        return EmbeddedHistory(process_config.path(_require_path("log.url", url, path)))
-
-    def memory(_path: str) -> HistoryLog:
-        raise SettingsError('log.url = "memory:" cannot be read by another process')
-
-    def kafka(_path: str) -> HistoryLog:
-        require_package("aiokafka", "log.url", url, "kafka")
-        from mail.log.kafka import KafkaHistory
-
-        return KafkaHistory(log_settings(process_config), process_config.tenant)
-
-    return select_adapter(
-        "log.url", url, {"embedded": embedded, "kafka": kafka, "memory": memory}, "embedded:var/log.db"
-    )
+            return EmbeddedHistory(_path(process_config, "log.url", url))
 
 
 def offline_location(history: HistoryLog) -> str:
@@ -181,49 +157,37 @@ def offline_location(history: HistoryLog) -> str:
 
 def make_spool(process_config: ProcessConfig) -> Spool:
     url = process_config.settings.spool.url
+    match _scheme(url):
+        case "file":
+            from mail.spool import SpoolUnavailable
+            from mail.spool.disk import DiskSpool
 
-    def disk(path: str) -> Spool:
-        from mail.spool import SpoolUnavailable
-        from mail.spool.disk import DiskSpool
+            try:
+                return DiskSpool(_path(process_config, "spool.url", url))
+            except SpoolUnavailable as error:
+                raise SettingsError(f"spool.url: {error}") from None
+        case "memory":
+            from mail.spool.memory import MemorySpool
 
-        folder = process_config.path(_require_path("spool.url", url, path))
-        try:
-            return DiskSpool(folder)
-        except SpoolUnavailable as error:
-            raise SettingsError(f"spool.url: {error}") from None
+            return MemorySpool()
+        case _:
+            from mail.spool.bucket_url import parse_bucket
 
-    def memory(_path: str) -> Spool:
-        from mail.spool.memory import MemorySpool
-
-        return MemorySpool()
-
-    def objects(_path: str) -> Spool:
-        from mail.spool.bucket_url import parse_bucket
-
-        try:
-            from mail.spool.object_spool import ObjectSpool
-            from mail.spool.object_store import open_store
-        except ModuleNotFoundError as error:
-            if error.name != "obstore":
-                raise
-            raise SettingsError(
-                f'spool.url = "{masked(url)}": needs the package obstore: pip install "eilpost[objects]"'
-            ) from None
-        bucket = parse_bucket(url)
-        return ObjectSpool(open_store(bucket, process_config.settings.spool), str(bucket))
-
-    schemes: dict[str, Callable[[str], Spool]] = {"file": disk, "memory": memory}
-    return select_adapter("spool.url", url, schemes | dict.fromkeys(SCHEMES, objects), "file:var/spool")
+            try:
+                from mail.spool.object_spool import ObjectSpool
+                from mail.spool.object_store import open_store
+            except ModuleNotFoundError as error:
+                if error.name != "obstore":
+                    raise
+                text = f'spool.url = "{masked(url)}": needs the package obstore: pip install "eilpost[objects]"'
+                raise SettingsError(text) from None
+            bucket = parse_bucket(url)
+            return ObjectSpool(open_store(bucket, process_config.settings.spool), str(bucket))
 
 
 def directory_path(process_config: ProcessConfig) -> Path:
     """The file of a file directory, for the commands that edit it."""
-    url = process_config.settings.directory.url
-
-    def file(path: str) -> Path:
-        return process_config.path(_require_path("directory.url", url, path))
-
-    return select_adapter("directory.url", url, {"file": file}, "file:directory.toml", planned=("postgresql",))
+    return _path(process_config, "directory.url", process_config.settings.directory.url)
 
 
 def make_directory(process_config: ProcessConfig) -> FileDirectory:
@@ -245,39 +209,23 @@ def delivery_id_retention(settings: Settings) -> timedelta:
 
 def make_mailboxes(process_config: ProcessConfig) -> Mailboxes:
     settings = process_config.settings
-
-    def maildir(path: str) -> Mailboxes:
-        from mailstore.maildir import Maildir
-
-        folder = process_config.path(_require_path("mailboxes.url", settings.mailboxes.url, path))
-        _require_writable("mailboxes.url", folder)
-        return Maildir(folder, settings.node.hostname, retention=delivery_id_retention(settings))
-
-    def memory(_path: str) -> Mailboxes:
+    url = settings.mailboxes.url
+    if _scheme(url) == "memory":
         from mailstore.memory import MemoryMailboxes
 
         return MemoryMailboxes()
+    from mailstore.maildir import Maildir
 
-    return select_adapter(
-        "mailboxes.url",
-        settings.mailboxes.url,
-        {"maildir": maildir, "memory": memory},
-        "maildir:var/mail",
-        planned=("postgresql",),
-    )
+    folder = _path(process_config, "mailboxes.url", url)
+    _require_writable("mailboxes.url", folder)
+    return Maildir(folder, settings.node.hostname, retention=delivery_id_retention(settings))
 
 
 def relay_route(settings: Settings) -> ToRelay | None:
-    """`delivery.relay` as a route, or None when mail goes by MX. Raises SettingsError."""
+    """`delivery.relay` as a route, or None when mail goes by MX."""
     from mail.endpoint import parse_relay
 
-    url = settings.delivery.relay
-    if not url:
-        return None
-    try:
-        return parse_relay(url)
-    except ValueError as error:
-        raise SettingsError(f'delivery.relay = "{masked(url)}": {error}; or "" to deliver by MX') from None
+    return parse_relay(settings.delivery.relay) if settings.delivery.relay else None
 
 
 def make_role(

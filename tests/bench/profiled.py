@@ -39,7 +39,7 @@ def main() -> int:
         threading.setprofile(_begin)
     profile = _here()
     try:
-        return process.run_all(configuration.load_process_config(Path(sys.argv[-1])), on_ready=profile.enable)
+        return process.run(configuration.load_process_config(Path(sys.argv[-1])), on_ready=profile.enable)
     finally:
         profile.disable()
         statistics = pstats.Stats(*_profiles)

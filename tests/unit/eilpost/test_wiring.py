@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -47,22 +48,18 @@ def test_relative_paths_start_at_the_configuration_folder(tmp_path: Path) -> Non
     assert wiring.directory_path(_process_config(tmp_path, DIRECTORY__URL="file:/etc/d.toml")) == Path("/etc/d.toml")
 
 
-@pytest.mark.parametrize(
-    ("url", "line"),
-    [
-        (
-            "kafka://h1:9092",
-            r'^x\.url = "kafka://h1:9092": kafka is not in this version; use for example x\.url = "e:f"$',
-        ),
-        ("nonsense", r'^x\.url = "nonsense": the URL must begin with "e:" or "m:"'),
-        ("", "must begin with"),
-    ],
-)
-def test_unknown_scheme_is_one_line(url: str, line: str) -> None:
-    schemes = {"e": str, "m": str}
-    assert wiring.select_adapter("x.url", "e:a:b", schemes, "e:f") == "a:b"
-    with pytest.raises(SettingsError, match=line):
-        wiring.select_adapter("x.url", url, schemes, "e:f", planned=("kafka",))
+@pytest.mark.parametrize("url", ["nonsense", "", "postgresql://h", "embedded"])
+@pytest.mark.parametrize("section", ["LOG", "SPOOL", "DIRECTORY", "MAILBOXES"])
+def test_unknown_scheme_is_one_line(tmp_path: Path, section: str, url: str) -> None:
+    with pytest.raises(SettingsError, match=rf'{section.lower()}\.url: found "{url}"; ".*" is expected$'):
+        _process_config(tmp_path, **{f"{section}__URL": url})
+
+
+@pytest.mark.parametrize("make", [wiring.make_log, wiring.make_history])
+def test_url_without_a_path_is_one_line(tmp_path: Path, make: Callable[[ProcessConfig], object]) -> None:
+    process_config = _process_config(tmp_path, LOG__URL="embedded://log.db")
+    with pytest.raises(SettingsError, match=r'^log\.url = "embedded://log\.db": a path is missing after "embedded:"$'):
+        make(process_config)
 
 
 def test_unusable_mail_folder_is_an_error_at_start(tmp_path: Path) -> None:
