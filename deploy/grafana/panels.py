@@ -131,13 +131,11 @@ def number(
     thresholds: Sequence[tuple[float, str]] = NEUTRAL,
     base: str = GREEN,
     decimals: int | None = None,
-    width: int = 4,
-    height: int = 4,
     board: str = "",
 ) -> Panel:
     """The last value on a background in its threshold's colour, with its course. `board`: where a click leads."""
     panel = (
-        _titled(stat.Panel(), id_, title, width, height)
+        _titled(stat.Panel(), id_, title, 4, 4)
         .with_target(_query(expression))
         .unit(unit)
         .thresholds(steps(*thresholds, base=base))
@@ -171,14 +169,12 @@ def lines(
     log: bool = False,
     limits: Sequence[tuple[float, str]] = (),
     most: float | None = None,
-    least: float | None = 0,
     width: int = 12,
-    height: int = 8,
     board: str = "",
 ) -> Panel:
     """Time series. `queries`: expressions by legend. `limits`: thresholds drawn as dashed lines."""
     panel = (
-        _titled(timeseries.Panel(), id_, title, width, height)
+        _titled(timeseries.Panel(), id_, title, width, 8)
         .targets([_query(query, legend, chr(65 + n)) for n, (legend, query) in enumerate(queries.items())])
         .unit(unit)
         .color_scheme(dashboard.FieldColor().mode(model.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
@@ -196,8 +192,8 @@ def lines(
         )
         .tooltip(common.VizTooltipOptions().mode(options.TooltipDisplayMode.MULTI).sort(options.SortOrder.DESCENDING))
     )
-    if least is not None and not log:
-        panel.min(least)
+    if not log:
+        panel.min(0)
     if most is not None:
         panel.axis_soft_max(most)
     if stacked:
@@ -215,11 +211,11 @@ def lines(
     return panel
 
 
-def heat_map(id_: int, title: str, histogram: str, unit: str = SECONDS, *, width: int = 12, height: int = 8) -> Panel:
+def heat_map(id_: int, title: str, histogram: str, unit: str = SECONDS) -> Panel:
     """The buckets of a histogram over time."""
     query = _query(rate(f"{histogram}_bucket", "le"), "{{le}}").format(PromQueryFormat.HEATMAP)
     return (
-        _titled(heatmap.Panel(), id_, title, width, height)
+        _titled(heatmap.Panel(), id_, title, 12, 8)
         .with_target(query)
         .calculate(False)
         .color(heatmap.HeatmapColorOptions().mode(heat.HeatmapColorMode.SCHEME).scheme("Oranges").steps(64))

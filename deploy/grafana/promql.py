@@ -70,10 +70,9 @@ def _legend(label: str) -> str:
     return f"{{{{{label}}}}}"
 
 
-def mean(name: str, by: str = "", *, selected: str = SELECTED, **labels: str) -> str:
+def mean(name: str) -> str:
     """The mean of a histogram's observations."""
-    part, count = (rate(f"{name}_{end}", by, selected=selected, **labels) for end in ("sum", "count"))
-    return f"{part} / {count}"
+    return f"{rate(f'{name}_sum')} / {rate(f'{name}_count')}"
 
 
 def share(part: str, whole: str) -> str:

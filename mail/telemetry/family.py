@@ -6,7 +6,6 @@ closed labels exist from the start, so that `rate()` sees the first event. Calle
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -44,20 +43,6 @@ class Family:
     aggregation: str
     labels: Labels
     combinations: frozenset[tuple[str, ...]] | None  # None: any combination of the values
-
-    @property
-    def children_max(self) -> int:
-        if self.combinations is not None:
-            return len(self.combinations)
-        return math.prod(len(values) or 1 for values in self.labels.values())
-
-    def allows(self, labels: Mapping[str, str]) -> bool:
-        """Whether a child may have these labels."""
-        if labels.keys() != self.labels.keys():
-            return False
-        if self.combinations is not None:
-            return tuple(labels[name] for name in self.labels) in self.combinations
-        return all(not values or labels[name] in values for name, values in self.labels.items())
 
 
 FAMILIES: dict[str, Family] = {}  # by exposed name

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections import Counter as Counts
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import Counter, Gauge, Histogram, Metric
 
@@ -61,6 +62,21 @@ def value(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(f"eilpost_{name}", labels) or 0.0
 
 
+def children_max(family: Family) -> int:
+    if family.combinations is not None:
+        return len(family.combinations)
+    return math.prod(len(values) or 1 for values in family.labels.values())
+
+
+def allows(family: Family, labels: Mapping[str, str]) -> bool:
+    """Whether a child may have these labels."""
+    if labels.keys() != family.labels.keys():
+        return False
+    if family.combinations is not None:
+        return tuple(labels[name] for name in family.labels) in family.combinations
+    return all(not values or labels[name] in values for name, values in family.labels.items())
+
+
 def exported_name(metric: Metric) -> str:
     return f"{metric.name}_total" if metric.type == "counter" else metric.name
 
@@ -80,7 +96,7 @@ def faults(families: Iterable[Metric]) -> list[str]:
             tuple(sorted((key, value) for key, value in sample.labels.items() if key != "le"))
             for sample in metric.samples
         )
-        found += [f"{name} has labels {child}" for child in children if not family.allows(dict(child))]
+        found += [f"{name} has labels {child}" for child in children if not allows(family, dict(child))]
         if len(children) > WIDE.get(name, CHILDREN_MAX):
             found.append(f"{name} has {len(children)} children")
     return found
