@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 
 from eilpost.cli_help import examples
 from eilpost.terminal import EXIT_UNUSABLE, JsonOption, fail, print_json, print_message, result_output, run
-
-if TYPE_CHECKING:
-    from eilpost.load.command import Options
 
 T = TypeVar("T")
 
@@ -88,10 +85,16 @@ def load(
     ] = False,
 ) -> None:
     """Send mail through a server to a sink; account for all."""
+    import secrets
+    from datetime import UTC, datetime
+    from email.utils import format_datetime
+
+    from eilpost.load import report
     from eilpost.load.command import MAX_RECIPIENTS_IN_ALL, Options
     from eilpost.load.command import load as run_load
     from eilpost.load.target import check_domain
-    from eilpost.load.workload import parse_share, parse_sizes
+    from eilpost.load.workload import Workload, parse_share, parse_sizes
+    from eilpost.output import Output
     from mail import endpoint
     from mail.units import parse_duration
 
@@ -121,21 +124,36 @@ def load(
         messages=messages,
         sessions=sessions,
         per_connection=per_connection,
-        sizes=_parsed("--size", size, parse_sizes),
-        domains=domains,
-        recipients=recipients,
-        failing=_parsed("--failing", failing, parse_share),
-        deferring=_parsed("--deferring", deferring, parse_share),
-        domain=_parsed("--domain", domain, reserved),
-        sender=_parsed("--sender", sender, address) if sender else "",
         settle_seconds=_parsed("--settle", settle, seconds),
         allow_public=allow_public,
     )
-    _check(options, MAX_RECIPIENTS_IN_ALL)
-    result = run(run_load(options, print_message), fast=True)
-    from eilpost.load import report
-    from eilpost.output import Output
-
+    failing_share, deferring_share = (
+        _parsed("--failing", failing, parse_share),
+        _parsed("--deferring", deferring, parse_share),
+    )
+    if failing_share + deferring_share > 1:
+        fail("--failing and --deferring: together at most 100% are expected", EXIT_UNUSABLE)
+    kinds = 1 + bool(failing_share) + bool(deferring_share)
+    if domains < kinds:
+        fail(f"--domains {domains}: at least {kinds}, one for each kind of destination", EXIT_UNUSABLE)
+    if messages is not None and messages * recipients > MAX_RECIPIENTS_IN_ALL:
+        limit = f"at most {MAX_RECIPIENTS_IN_ALL:,} recipients in all are expected"
+        fail(f"--messages and --recipients: {limit}", EXIT_UNUSABLE)
+    for option, value in (("--duration", options.duration_seconds), ("--settle", options.settle_seconds)):
+        if value is not None and not 0 < value <= 86400:
+            fail(f"{option}: a time above 0 and up to 24h is expected", EXIT_UNUSABLE)
+    workload = Workload(
+        secrets.token_hex(4),
+        domain=_parsed("--domain", domain, reserved),
+        sender=_parsed("--sender", sender, address) if sender else "",
+        domains=domains,
+        recipients=recipients,
+        failing=failing_share,
+        deferring=deferring_share,
+        sizes=_parsed("--size", size, parse_sizes),
+        date=format_datetime(datetime.now(UTC)),
+    )
+    result = run(run_load(options, workload, print_message), fast=True)
     with result_output():
         if json:
             print_json(report.as_json(result))
@@ -143,8 +161,7 @@ def load(
             output = Output()
             for line in report.lines(result):
                 output.write(*line)
-    hint = report.hint(result)
-    if hint:
+    if hint := report.hint(result):
         print_message(hint)
     raise typer.Exit(result.status)
 
@@ -154,17 +171,3 @@ def _parsed(option: str, text: str, parse: Callable[[str], T]) -> T:
         return parse(text)
     except ValueError as error:
         fail(f"{option} {text}: {error}", EXIT_UNUSABLE)
-
-
-def _check(options: Options, recipients_max: int) -> None:
-    if options.failing + options.deferring > 1:
-        fail("--failing and --deferring: together at most 100% are expected", EXIT_UNUSABLE)
-    kinds = 1 + bool(options.failing) + bool(options.deferring)
-    if options.domains < kinds:
-        fail(f"--domains {options.domains}: at least {kinds}, one for each kind of destination", EXIT_UNUSABLE)
-    if options.messages is not None and options.messages * options.recipients > recipients_max:
-        fail(f"--messages and --recipients: at most {recipients_max:,} recipients in all are expected", EXIT_UNUSABLE)
-    if options.duration_seconds is not None and not 0 < options.duration_seconds <= 86400:
-        fail("--duration: a time above 0 and up to 24h is expected", EXIT_UNUSABLE)
-    if not 0 < options.settle_seconds <= 86400:
-        fail("--settle: a time above 0 and up to 24h is expected", EXIT_UNUSABLE)

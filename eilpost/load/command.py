@@ -7,14 +7,11 @@ second SIGTERM, ends the load with the result so far.
 from __future__ import annotations
 
 import asyncio
-import secrets
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from email.utils import format_datetime
 
 from eilpost.load.client import Client, ConnectionLost
 from eilpost.load.ledger import Ledger
@@ -25,10 +22,10 @@ from eilpost.load.sink import Sink
 from eilpost.load.source import Source, error_text
 from eilpost.load.supply import Supply
 from eilpost.load.target import Target, TargetRefused
-from eilpost.load.workload import Size, Workload
+from eilpost.load.workload import Workload
 from mail import endpoint
 from mail.service import ServiceError, listen_failure
-from mail.tasks import background, cancel_tasks
+from mail.tasks import background, cancel_tasks, is_set_within
 
 MAX_RECIPIENTS_IN_ALL = 5_000_000  # about 40 bytes each
 
@@ -47,39 +44,14 @@ class Options:
     messages: int | None
     sessions: int
     per_connection: int
-    sizes: tuple[Size, ...]
-    domains: int
-    recipients: int
-    failing: float
-    deferring: float
-    domain: str
-    sender: str
     settle_seconds: float
     allow_public: bool
 
 
-async def load(options: Options, show: Callable[[str], None]) -> LoadResult:
+async def load(options: Options, workload: Workload, show: Callable[[str], None]) -> LoadResult:
     """Raises ServiceError when the sink cannot listen, no target responds, or a target is refused."""
-    workload = Workload(
-        secrets.token_hex(4),
-        domain=options.domain,
-        sender=options.sender,
-        domains=options.domains,
-        recipients=options.recipients,
-        failing=options.failing,
-        deferring=options.deferring,
-        sizes=options.sizes,
-        date=format_datetime(datetime.now(UTC)),
-    )
-    recorder = LoadRecorder(workload, Ledger(workload.run, options.recipients))
+    recorder = LoadRecorder(workload, Ledger(workload.run, workload.recipients))
     targets = [Target(host, port, allow_public=options.allow_public) for host, port in options.targets]
-    async with _listening(recorder, options) as sink:
-        await _require_target(targets, options.domain)
-        return await _Load(options, recorder, targets, sink).run(show)
-
-
-@asynccontextmanager
-async def _listening(recorder: LoadRecorder, options: Options) -> AsyncIterator[Sink]:
     host, port = options.sink
     sink = Sink(recorder, (host,), port)
     try:
@@ -87,7 +59,8 @@ async def _listening(recorder: LoadRecorder, options: Options) -> AsyncIterator[
     except OSError as error:
         raise ServiceError(f"--sink {endpoint.format(host, port)}: cannot listen: {listen_failure(error)}") from error
     try:
-        yield sink
+        await _require_target(targets, workload.domain)
+        return await _Load(options, recorder, targets, sink).run(show)
     finally:
         await sink.stop()
 
@@ -134,7 +107,7 @@ class _Load:
         self._recorder = recorder
         self._targets = targets
         self._sink = sink
-        messages_max = MAX_RECIPIENTS_IN_ALL // options.recipients
+        messages_max = MAX_RECIPIENTS_IN_ALL // recorder.workload.recipients
         self._limit = messages_max if options.messages is None else min(messages_max, options.messages)
         self._supply = Supply(recorder.messages(self._limit), per_second=options.rate or None)
         self._source = Source(
@@ -143,7 +116,7 @@ class _Load:
             recorder,
             sessions=options.sessions,
             per_connection=options.per_connection,
-            name=options.domain,
+            name=recorder.workload.domain,
         )
         self._stop = asyncio.Event()
         self._stop_sending = asyncio.Event()
@@ -197,7 +170,7 @@ class _Load:
                 if idle_timer.seconds() > self._options.settle_seconds:
                     break
             self._display.sent_share = self._done_share(now)
-            await self._pause(sending)
+            await asyncio.wait([sending], timeout=_POLL_SECONDS)
         self._sent_at = self._sent_at or time.monotonic()
         self._supply.stop()
         if sending.done():
@@ -213,14 +186,7 @@ class _Load:
             limit_seconds = self._options.settle_seconds if ledger.in_flight > 0 else _LINGER_SECONDS
             if idle_timer.seconds() > limit_seconds:
                 return
-            await self._pause()
-
-    async def _pause(self, sending: asyncio.Task[None] | None = None) -> None:
-        stop = asyncio.create_task(self._stop.wait())
-        await asyncio.wait(
-            [stop, *([sending] if sending else [])], timeout=_POLL_SECONDS, return_when=asyncio.FIRST_COMPLETED
-        )
-        stop.cancel()
+            await is_set_within(self._stop, _POLL_SECONDS)
 
     def _done_share(self, now: float) -> float:
         shares = [self._recorder.ledger.counts.issued / self._limit]

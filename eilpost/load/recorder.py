@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from delivery.reply_parser import ServerReply
 from eilpost.load.dsn import failed_recipients
@@ -60,19 +60,14 @@ class LoadRecorder:
         self.ledger.lose_connection(f"{stage}: {error_text(error)}", is_retried=True)
         return True
 
-    def _indexes(self, recipients: Sequence[str]) -> list[int]:
-        return [recipient.index for name in recipients if (recipient := parse_recipient(name)) is not None]
-
     # Destinations
 
     def recipient(self, address: str) -> bytes | None:
-        parsed = self._recipient_of_run(address)
-        if parsed is None:
-            return None
-        if parsed.kind is DestinationKind.FAILING:
-            return _FAILED
-        if parsed.kind is DestinationKind.DEFERRING and self.ledger.first_attempt(parsed.index):
-            return _DEFERRED
+        for parsed in self._recipients_of_run((address,)):
+            if parsed.kind is DestinationKind.FAILING:
+                return _FAILED
+            if parsed.kind is DestinationKind.DEFERRING and self.ledger.first_attempt(parsed.index):
+                return _DEFERRED
         return None
 
     def message(self, sender: str, recipients: list[str], content: bytes) -> bytes | None:
@@ -82,30 +77,27 @@ class LoadRecorder:
         elif load_id is None or load_id[0] != self.workload.run:
             self.ledger.counts.foreign += 1
         else:
-            number = load_id[1]
-            indexes = [
-                recipient.index for name in recipients if (recipient := self._recipient_of_run(name)) is not None
-            ]
+            number, indexes = load_id[1], self._indexes(recipients)
             intact = number < self.ledger.counts.issued and content.endswith(self.workload.body(number))
             self.ledger.counts.misdirected += len(recipients) - len(indexes)
             self.ledger.arrive(number, indexes, intact, time.monotonic())
         return None
 
     def _report(self, content: bytes, load_id: tuple[str, int] | None) -> None:
-        failed = [
-            recipient for name in failed_recipients(content) if (recipient := self._recipient_of_run(name)) is not None
-        ]
+        failed = list(self._recipients_of_run(failed_recipients(content)))
         if failed:
-            self.ledger.counts.wrong_bounces += sum(
-                recipient.kind is not DestinationKind.FAILING for recipient in failed
-            )
+            wrong = sum(recipient.kind is not DestinationKind.FAILING for recipient in failed)
+            self.ledger.counts.wrong_bounces += wrong
             self.ledger.bounce([recipient.index for recipient in failed], time.monotonic())
         elif load_id is None or load_id[0] != self.workload.run:
             self.ledger.counts.foreign += 1
 
-    def _recipient_of_run(self, address: str) -> Recipient | None:
-        parsed = parse_recipient(address)
-        return parsed if parsed is not None and parsed.run == self.workload.run else None
+    def _indexes(self, addresses: Iterable[str]) -> list[int]:
+        return [recipient.index for recipient in self._recipients_of_run(addresses)]
+
+    def _recipients_of_run(self, addresses: Iterable[str]) -> Iterator[Recipient]:
+        parsed = map(parse_recipient, addresses)
+        return (recipient for recipient in parsed if recipient is not None and recipient.run == self.workload.run)
 
 
 def _normalized_reply(reply: ServerReply) -> str:

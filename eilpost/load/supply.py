@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from eilpost.load.workload import OutgoingMessage
+from mail.tasks import is_set_within
 
 _CATCH_UP_SECONDS = 1.0
 _LEAST_WAIT_SECONDS = 0.001  # resolution of event loop timers
@@ -75,19 +76,9 @@ class Supply:
                 if self._exhausted and not self._waiting and not self._unfinished:
                     return None
                 self._changed.clear()
-                await self._wait(max(due - now, _LEAST_WAIT_SECONDS))
+                is_timed = due < float("inf")
+                await is_set_within(self._changed, max(due - now, _LEAST_WAIT_SECONDS) if is_timed else None)
             return None
-
-    async def _wait(self, seconds: float) -> None:
-        """Wait for a change, at most `seconds`."""
-        if seconds == float("inf"):
-            await self._changed.wait()
-            return
-        timer = asyncio.get_running_loop().call_later(seconds, self._changed.set)
-        try:
-            await self._changed.wait()
-        finally:
-            timer.cancel()
 
     def finished(self) -> None:
         """A taken message has a final result."""

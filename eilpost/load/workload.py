@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import accumulate
 
 from mail.units import parse_size
 
@@ -18,7 +20,7 @@ LOAD_ID = "X-Eilpost-Load-Id"
 MAX_MESSAGE_BYTES = 64 << 20
 
 _LOAD_ID = re.compile(rb"^X-Eilpost-Load-Id: ([0-9a-z]+)-([0-9]{1,9})\r?$", re.MULTILINE)
-_ADDRESS = re.compile(r"r([0-9]{1,10})\.([0-9a-z]+)@([a-z]+)[0-9]*\.")
+_ADDRESS = re.compile(r"r([0-9]{1,10})\.([0-9a-z]+)@(d|failing|deferring)[0-9]*\.")
 _SIZE = re.compile(r"([^:]+)(?::([0-9]+(?:\.[0-9]+)?))?\Z")
 _SHARE = re.compile(r"([0-9]+(?:\.[0-9]+)?)%\Z")
 _LINE = b"0123456789 eilpost load writes lines like this one until a message is large enough\r\n"
@@ -32,9 +34,6 @@ class DestinationKind(StrEnum):
     ACCEPTING = "d"  # 250
     FAILING = "failing"  # 550, always
     DEFERRING = "deferring"  # 451 at the first attempt
-
-
-_KINDS = {str(kind): kind for kind in DestinationKind}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +94,7 @@ def parse_share(text: str) -> float:
 def parse_recipient(address: str) -> Recipient | None:
     """The recipient, or None if the address is not from a load."""
     match = _ADDRESS.match(address)
-    kind = _KINDS.get(match[3]) if match is not None else None
-    return Recipient(int(match[1]), match[2], kind) if match is not None and kind is not None else None
+    return Recipient(int(match[1]), match[2], DestinationKind(match[3])) if match is not None else None
 
 
 def find_load_id(content: bytes, limit: int = 32768) -> tuple[str, int] | None:
@@ -125,22 +123,17 @@ class Workload:
         self.run = run
         self.recipients = recipients
         self.sender = sender or f"sender@{domain}"
-        self._domain = domain
+        self.domain = domain
         self._failing, self._deferring = failing, failing + deferring
         self._counts = {
             DestinationKind.FAILING: max(1, round(domains * failing)),
             DestinationKind.DEFERRING: max(1, round(domains * deferring)),
         }
-        self._counts[DestinationKind.ACCEPTING] = max(
-            1, domains - round(domains * failing) - round(domains * deferring)
-        )
+        accepting = domains - round(domains * failing) - round(domains * deferring)
+        self._counts[DestinationKind.ACCEPTING] = max(1, accepting)
         self._date = f"Date: {date}\r\n" if date else ""
-        total = sum(size.weight for size in sizes)
-        bound, bounds = 0.0, []
-        for size in sizes:
-            bound += size.weight / total
-            bounds.append((bound, _body(size.size_bytes)))
-        self._bodies = tuple(bounds)
+        self._bodies = [_body(size.size_bytes) for size in sizes]
+        self._bounds = list(accumulate(size.weight for size in sizes))
 
     def kind(self, index: int) -> DestinationKind:
         share = (index + 1) * _GOLDEN_RATIO % 1.0
@@ -150,29 +143,23 @@ class Workload:
 
     def address(self, index: int) -> str:
         kind = self.kind(index)
-        return f"r{index}.{self.run}@{kind}{1 + index % self._counts[kind]}.{self._domain}"
+        return f"r{index}.{self.run}@{kind}{1 + index % self._counts[kind]}.{self.domain}"
 
     def body(self, number: int) -> bytes:
         """The same object for all messages of one size."""
         share = (number + 1) * _SILVER_RATIO % 1.0
-        for bound, body in self._bodies:
-            if share < bound:
-                return body
-        return self._bodies[-1][1]
+        return self._bodies[bisect_right(self._bounds, share * self._bounds[-1], hi=len(self._bounds) - 1)]
 
     def message(self, number: int) -> OutgoingMessage:
         first = number * self.recipients
         recipients = tuple(self.address(index) for index in range(first, first + self.recipients))
+        names = ",\r\n ".join(f"<{name}>" for name in recipients)
         head = (
-            f"{self._date}From: <{self.sender}>\r\nTo: {self._names(recipients)}\r\n"
-            f"Subject: eilpost load {self.run} {number}\r\nMessage-ID: <{self.run}.{number}@{self._domain}>\r\n"
+            f"{self._date}From: <{self.sender}>\r\nTo: {names}\r\n"
+            f"Subject: eilpost load {self.run} {number}\r\nMessage-ID: <{self.run}.{number}@{self.domain}>\r\n"
             f"{LOAD_ID}: {self.run}-{number}\r\n\r\n"
         )
         return OutgoingMessage(number, self.sender, recipients, head.encode(), self.body(number))
-
-    @staticmethod
-    def _names(recipients: Sequence[str]) -> str:
-        return ",\r\n ".join(f"<{name}>" for name in recipients)
 
 
 def _body(size_bytes: int) -> bytes:
