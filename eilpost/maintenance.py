@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
@@ -41,6 +42,7 @@ class QueueReader(Protocol):
     async def oldest_unconsumed(self) -> datetime | None: ...
 
 
+@dataclass(eq=False, kw_only=True)
 class Maintenance:
     """`sweeps`: only one role of a cluster sweeps the spool. `other_queues` are those of dedicated tenants, which share
     the spool.
@@ -48,47 +50,38 @@ class Maintenance:
 
     name = "maintenance"
 
-    def __init__(
-        self,
-        *,
-        settings: SpoolSettings,
-        log: Log,
-        spool: Spool,
-        sweeps: bool = True,
-        other_queues: Callable[[], Sequence[QueueReader]] = lambda: (),
-    ) -> None:
-        self._settings = settings
-        self._log = log
-        self._spool = spool
-        self._sweeps = sweeps
-        self._other_queues = other_queues
+    settings: SpoolSettings
+    log: Log
+    spool: Spool
+    sweeps: bool = True
+    other_queues: Callable[[], Sequence[QueueReader]] = lambda: ()
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(_run_periodically(MEASURE_EVERY, "measure", self.measure_backlog, stop))
-            tasks.create_task(_run_periodically(PURGE_EVERY, "purge", self._log.purge, stop))
-            if self._sweeps:
+            tasks.create_task(_run_periodically(PURGE_EVERY, "purge", self.log.purge, stop))
+            if self.sweeps:
                 tasks.create_task(_run_periodically(SWEEP_EVERY, "sweep", self.sweep, stop, at_once=False))
             ready()
 
     async def measure_backlog(self) -> None:
-        backlog = await self._log.backlog()
+        backlog = await self.log.backlog()
         CONSUMER_LAG.labels("accepted").set(backlog.accepted)
         CONSUMER_LAG.labels("dispatched").set(backlog.dispatched)
         CONSUMER_LAG.labels("attempted").set(backlog.attempted)
 
     async def sweep(self) -> None:
         now = datetime.now(UTC)
-        older_than = now - self._settings.retention
+        older_than = now - self.settings.retention
         # The unconsumed records before the queue: a record consumed in between is in the queue.
-        for queue in (self._log, *self._other_queues()):
+        for queue in (self.log, *self.other_queues()):
             oldest_unread = await queue.oldest_unconsumed()
             if oldest_unread is not None:
                 older_than = min(older_than, oldest_unread - ORDER_TOLERANCE)
             summary = QueueSummary(limit=1)
             await queue.summarize_queue(summary)
             older_than = min(older_than, summary.total.oldest or older_than)
-        removed = await self._spool.sweep(older_than)
+        removed = await self.spool.sweep(older_than)
         if removed:
             logger.info("spool swept", files=removed, older_than_days=round((now - older_than) / timedelta(days=1), 2))
 

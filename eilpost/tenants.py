@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
+from dataclasses import astuple, dataclass
+from operator import add
 from typing import TYPE_CHECKING, TypeVar
 
 from eilpost.wiring import ProcessConfig, directory_path, log_settings, make_history
@@ -25,14 +27,10 @@ T = TypeVar("T")
 def open_history(process_config: ProcessConfig) -> HistoryLog:
     """The history of the configured log; with dedicated tenants unless the process is of one of them."""
     shared = make_history(process_config)
-    names = (
-        []
-        if process_config.tenant or not process_config.settings.log.url.startswith("kafka:")
-        else dedicated_tenants(process_config)
-    )
-    return (
-        CombinedHistory(shared, [make_history(process_config.for_tenant(name)) for name in names]) if names else shared
-    )
+    has_own_topics = not process_config.tenant and process_config.settings.log.url.startswith("kafka:")
+    names = dedicated_tenants(process_config) if has_own_topics else []
+    tenants = [make_history(process_config.for_tenant(name)) for name in names]
+    return CombinedHistory(shared, tenants) if tenants else shared
 
 
 def tenant_queues(process_config: ProcessConfig, snapshot: Snapshot) -> list[KafkaHistory]:
@@ -55,15 +53,15 @@ def _dedicated(snapshot: Snapshot) -> list[str]:
     return sorted(name for name, tenant in snapshot.tenants.items() if tenant.dedicated)
 
 
+@dataclass(frozen=True, slots=True)
 class CombinedHistory:
-    def __init__(self, shared: HistoryLog, tenants: Sequence[HistoryLog]) -> None:
-        self._shared = shared
-        self._tenants = tenants
+    shared: HistoryLog
+    tenants: Sequence[HistoryLog]
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
         for events in (
-            self._shared.history(queue_id),
-            *(_readable(tenant.history(queue_id)) for tenant in self._tenants),
+            self.shared.history(queue_id),
+            *(_readable(tenant.history(queue_id)) for tenant in self.tenants),
         ):
             is_found = False
             async for event in events:
@@ -73,37 +71,32 @@ class CombinedHistory:
                 return
 
     async def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
-        async for entry in self._shared.queue_entries(queue_id):
+        async for entry in self.shared.queue_entries(queue_id):
             yield entry
-        for tenant in self._tenants:
+        for tenant in self.tenants:
             async for entry in _readable(tenant.queue_entries(queue_id)):
                 yield entry
 
     async def summarize_queue(self, summary: QueueSummary) -> None:
-        await self._shared.summarize_queue(summary)
-        for tenant in self._tenants:
+        await self.shared.summarize_queue(summary)
+        for tenant in self.tenants:
             with suppress(LogUnusable):
                 await tenant.summarize_queue(summary)
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
-        inputs = await self._shared.unrouted_messages(queue_id)
-        for tenant in self._tenants:
-            if inputs:
-                break
+        if inputs := await self.shared.unrouted_messages(queue_id):
+            return inputs
+        for tenant in self.tenants:
             with suppress(LogUnusable):
-                inputs = await tenant.unrouted_messages(queue_id)
-        return inputs
+                if inputs := await tenant.unrouted_messages(queue_id):
+                    return inputs
+        return ()
 
     async def backlog(self) -> Backlog:
-        total = await self._shared.backlog()
-        for tenant in self._tenants:
+        total = await self.shared.backlog()
+        for tenant in self.tenants:
             with suppress(LogUnusable):
-                backlog = await tenant.backlog()
-                total = Backlog(
-                    total.accepted + backlog.accepted,
-                    total.dispatched + backlog.dispatched,
-                    total.attempted + backlog.attempted,
-                )
+                total = Backlog(*map(add, astuple(total), astuple(await tenant.backlog())))
         return total
 
 

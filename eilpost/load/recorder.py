@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from delivery.reply_parser import ServerReply
 from eilpost.load.dsn import failed_recipients
@@ -17,12 +18,12 @@ _DEFERRED = b"451 4.3.0 This destination of the load accepts mail at the second 
 _VARIABLE = re.compile(r"<[^>]*>|\b[0-9A-Z]{8,}\b|\br?[0-9]+\.[0-9a-z]+@\S+")
 
 
+@dataclass(eq=False, slots=True)
 class LoadRecorder:
     """The Recorder of the source and the Destinations of the sink, with one ledger."""
 
-    def __init__(self, workload: Workload, ledger: Ledger) -> None:
-        self.workload = workload
-        self.ledger = ledger
+    workload: Workload
+    ledger: Ledger
 
     def messages(self, limit: int | None) -> Iterator[OutgoingMessage]:
         """New messages, each recorded in the ledger."""

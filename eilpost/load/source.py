@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -66,42 +66,30 @@ class _Attempt:
     is_decided: bool = False  # every recipient has a result
 
 
+@dataclass(eq=False)
 class Source:
-    """`per_connection`: messages per connection. `back_off_seconds`: the first and the longest back-off."""
-
-    def __init__(
-        self,
-        targets: Sequence[Target],
-        supply: Supply,
-        recorder: Recorder,
-        *,
-        sessions: int = 20,
-        per_connection: int = 100,
-        name: str = "load.test",
-        back_off_seconds: tuple[float, float] = (0.1, 5.0),
-        reply_seconds: float = 60.0,
-    ) -> None:
-        self.connections = 0  # opened so far
-        self._targets = targets
-        self._supply = supply
-        self._recorder = recorder
-        self._sessions = sessions
-        self._per_connection = per_connection
-        self._name = name
-        self._back_off_seconds = back_off_seconds
-        self._reply_seconds = reply_seconds
+    targets: Sequence[Target]
+    supply: Supply
+    recorder: Recorder
+    _: KW_ONLY
+    sessions: int = 20
+    per_connection: int = 100  # messages
+    name: str = "load.test"
+    back_off_seconds: tuple[float, float] = (0.1, 5.0)  # the first and the longest
+    reply_seconds: float = 60.0
+    connections: int = field(default=0, init=False)  # opened so far
 
     async def run(self) -> None:
         """Send until the supply ends. Raises TargetRefused. When cancelled, messages past the dot are in doubt."""
         async with asyncio.TaskGroup() as sessions:
-            for number in range(self._sessions):
+            for number in range(self.sessions):
                 sessions.create_task(self._session(number))
 
     async def _session(self, target_index: int) -> None:
         client: Client | None = None
         sent = failures = 0
         try:
-            while (message := await self._supply.take()) is not None:
+            while (message := await self.supply.take()) is not None:
                 if client is not None and not client.is_idle:  # closed by the server
                     await _quit(client)
                     client = None
@@ -111,7 +99,7 @@ class Source:
                     if client is None:  # the session waits too, else waiting messages would grow at the full rate
                         failures += 1
                         seconds = self._back_off(failures)
-                        self._supply.retry(message, seconds)
+                        self.supply.retry(message, seconds)
                         await asyncio.sleep(seconds)
                         continue
                 failures = 0
@@ -120,7 +108,7 @@ class Source:
                     client.abort()
                     client = None
                     target_index += 1
-                elif sent >= self._per_connection:  # close now: the next message may be due much later
+                elif sent >= self.per_connection:  # close now: the next message may be due much later
                     await _quit(client)
                     client = None
                     target_index += 1
@@ -131,8 +119,8 @@ class Source:
 
     async def _connect(self, message: OutgoingMessage, target_index: int) -> tuple[Client | None, int]:
         """A client of the first usable target from `target_index` on; None if there is none."""
-        for _ in self._targets:
-            target = self._targets[target_index % len(self._targets)]
+        for _ in self.targets:
+            target = self.targets[target_index % len(self.targets)]
             client: Client | None = None
             started_at = time.monotonic()
             try:
@@ -140,20 +128,20 @@ class Source:
                     address = await target.address()
                     _, client = await asyncio.get_running_loop().create_connection(Client, address, target.port)
                     self.connections += 1
-                    reply = await client.greet(self._name)
+                    reply = await client.greet(self.name)
                 if reply.positive:
                     return client, target_index
                 if reply.code < 500:
-                    self._recorder.deferred(message, reply, Stage.CONNECT, time.monotonic() - started_at)
+                    self.recorder.deferred(message, reply, Stage.CONNECT, time.monotonic() - started_at)
                 else:
-                    self._recorder.connection_refused(str(reply.to_reply()))
+                    self.recorder.connection_refused(str(reply.to_reply()))
                 await _quit(client)
             except (OSError, TimeoutError, NameNotResolved) as error:
-                self._recorder.connection_refused(error_text(error))
+                self.recorder.connection_refused(error_text(error))
                 if client is not None:
                     client.abort()
             except ConnectionLost as error:
-                self._recorder.connection_lost(message, Stage.CONNECT, error)
+                self.recorder.connection_lost(message, Stage.CONNECT, error)
                 assert client is not None
                 client.abort()
             target_index += 1
@@ -163,23 +151,23 @@ class Source:
         """Run one transaction; returns whether the connection can be reused."""
         attempt = _Attempt(message)
         try:
-            async with asyncio.timeout(self._reply_seconds):
+            async with asyncio.timeout(self.reply_seconds):
                 return await self._transaction(client, attempt)
         except (ConnectionLost, TimeoutError) as error:
             if attempt.is_decided:
                 pass
             elif attempt.stage is Stage.DOT:
-                self._recorder.in_doubt(attempt.message, error)
-                self._supply.finished()
-            elif self._recorder.connection_lost(attempt.message, attempt.stage, error):
-                self._supply.retry(attempt.message, self._back_off(message.attempts))
+                self.recorder.in_doubt(attempt.message, error)
+                self.supply.finished()
+            elif self.recorder.connection_lost(attempt.message, attempt.stage, error):
+                self.supply.retry(attempt.message, self._back_off(message.attempts))
             else:
-                self._supply.finished()
+                self.supply.finished()
             return False
         except asyncio.CancelledError as error:
             if attempt.stage is Stage.DOT:
-                self._recorder.in_doubt(attempt.message, error)
-                self._supply.finished()
+                self.recorder.in_doubt(attempt.message, error)
+                self.supply.finished()
             raise
 
     async def _transaction(self, client: Client, attempt: _Attempt) -> bool:
@@ -204,12 +192,12 @@ class Source:
         final_data = await self.write_content(client, message)
         attempt.stage = Stage.DOT
         started_at = time.monotonic()
-        self._recorder.dot(message)
+        self.recorder.dot(message)
         client.write(*final_data)
         reply = await client.reply()
         if reply.positive:
-            self._recorder.accepted(message, reply)
-            self._supply.finished()
+            self.recorder.accepted(message, reply)
+            self.supply.finished()
         else:
             self._not_accepted(message, reply, Stage.DOT, started_at)
         return reply.code != 421
@@ -278,25 +266,25 @@ class Source:
             ]
             if refused:
                 names = tuple(name for name, _ in refused)
-                self._supply.split()
+                self.supply.split()
                 self._not_accepted(replace(message, recipients=names), refused[0][1], Stage.RCPT, started_at)
         if not accepted:
-            self._supply.finished()
+            self.supply.finished()
         return replace(message, recipients=tuple(accepted))
 
     def _not_accepted(self, message: OutgoingMessage, reply: ServerReply, stage: Stage, started_at: float) -> None:
         """Report a message that was not accepted, and retry it after 4xx."""
         if reply.code >= 500:
-            self._recorder.refused(message, reply, stage)
-            self._supply.finished()
-        elif self._recorder.deferred(message, reply, stage, time.monotonic() - started_at):
-            self._supply.retry(message, self._back_off(message.attempts))
+            self.recorder.refused(message, reply, stage)
+            self.supply.finished()
+        elif self.recorder.deferred(message, reply, stage, time.monotonic() - started_at):
+            self.supply.retry(message, self._back_off(message.attempts))
         else:
-            self._supply.finished()
+            self.supply.finished()
 
     def _back_off(self, failures: int) -> float:
         """Exponential, with jitter."""
-        first, longest = self._back_off_seconds
+        first, longest = self.back_off_seconds
         return min(longest, first * 2.0 ** min(failures, 20)) * random.uniform(0.5, 1.0)  # noqa: S311
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Protocol, TypeVar
 
@@ -50,36 +50,29 @@ class Progress(Protocol):
     def advance(self, count: int) -> None: ...
 
 
+@dataclass(eq=False)
 class MoveRun:
     """One run; `totals` accumulate over the runs."""
 
-    def __init__(
-        self,
-        source: Log,
-        target: Log,
-        copier: ContentCopier,
-        totals: MoveTotals,
-        *,
-        history: bool,
-        progress: Progress,
-        batch: int = BATCH,
-    ) -> None:
-        self._source = source
-        self._target = target
-        self._copier = copier
-        self._totals = totals
-        self._history = history
-        self._progress = progress
-        self._batch = batch
+    source: Log
+    target: Log
+    copier: ContentCopier
+    totals: MoveTotals
+    _: KW_ONLY
+    history: bool
+    progress: Progress
+    batch: int = BATCH
+
+    def __post_init__(self) -> None:
         self._batch_lock = asyncio.Lock()  # one batch at a time
         self._target_keys: set[str] = set()  # keys on the target
         self._target_messages: set[str] = set()  # queue ids whose history is on the target
         self._active: dict[DeliveryId, QueueEntry] = {}
-        self._limit = min(batch, BATCH // 10)  # until the average size is known
+        self._limit = min(self.batch, BATCH // 10)  # until the average size is known
 
     async def run(self) -> None:
         """Raises LogUnavailable, ShardLost, LogUnusable, SpoolUnavailable, ServiceError."""
-        source, target = self._source, self._target
+        source, target = self.source, self.target
         async with AsyncExitStack() as stack:
             self._source_shards = await stack.enter_async_context(
                 own_all_shards(source.own_router_shards, source.counts.by_queue_id, "the log to move from")
@@ -89,7 +82,7 @@ class MoveRun:
             )
             await gather_all(map(self._load_target, self._target_shards.all()))
             await gather_all(map(self._load_source, self._source_shards.all()))
-            self._progress.add_total((await source.backlog()).accepted)
+            self.progress.add_total((await source.backlog()).accepted)
             await gather_all(map(self._move_inputs, self._source_shards.all()))
             async with own_all_shards(
                 source.own_delivery_shards, source.counts.of_dispatched, "the log to move from"
@@ -107,7 +100,7 @@ class MoveRun:
         async for batch in shard.replay():
             self._target_keys.update(queue_entry.delivery.id for queue_entry in batch)
             self._target_messages.update(queue_entry.delivery.message.queue_id for queue_entry in batch)
-        while entries := await shard.read(self._batch, _NOW):
+        while entries := await shard.read(self.batch, _NOW):
             self._target_messages |= {
                 entry.record.message.queue_id for entry in entries if isinstance(entry.record, Accepted)
             }
@@ -116,7 +109,7 @@ class MoveRun:
     async def _load_source(self, shard: RouterShard) -> None:
         async for batch in shard.replay():
             self._active |= {entry.delivery.id: entry for entry in batch if isinstance(entry.state, Active)}
-            self._progress.add_total(len(batch))
+            self.progress.add_total(len(batch))
 
     async def _move_inputs(self, shard: RouterShard) -> None:
         wait = _NOW
@@ -133,7 +126,7 @@ class MoveRun:
 
     def _adapt_limit(self, entries: Sequence[Input] | Sequence[Entry[Dispatched]]) -> None:
         average_bytes = max(1, sum(_inline_bytes(entry.record) for entry in entries) // max(1, len(entries)))
-        self._limit = max(1, min(self._batch, BATCH_BYTES // average_bytes))
+        self._limit = max(1, min(self.batch, BATCH_BYTES // average_bytes))
 
     def _item_of(self, record: Accepted | Attempted) -> MoveItem | None:
         if isinstance(record, Accepted):
@@ -167,7 +160,7 @@ class MoveRun:
             dispatched = entry.record
             queue_entry = self._take_active(dispatched.delivery.id, dispatched.number)
             if queue_entry is not None:
-                owner = shard_of_message(queue_entry.delivery.message.queue_id, self._source.counts)
+                owner = shard_of_message(queue_entry.delivery.message.queue_id, self.source.counts)
                 items_by_shard.setdefault(owner, []).append(item_of_queue_entry(queue_entry, dispatched))
         await gather_all(self._move(items, self._source_shards[number], ()) for number, items in items_by_shard.items())
         await gather_all(shard.finish(entry, _empty_report(entry.record)) for entry in entries)
@@ -175,8 +168,8 @@ class MoveRun:
     async def _move_waiting(self, shard: RouterShard) -> None:
         async for batch in shard.replay():
             waiting = [item_of_queue_entry(entry) for entry in batch if isinstance(entry.state, Waiting)]
-            for start in range(0, len(waiting), self._batch):
-                await self._move(waiting[start : start + self._batch], shard, ())
+            for start in range(0, len(waiting), self.batch):
+                await self._move(waiting[start : start + self.batch], shard, ())
 
     async def _verify_empty(self, shard: RouterShard) -> None:
         """Verify that the source is empty: read it again from the committed offsets."""
@@ -199,8 +192,8 @@ class MoveRun:
             await shard.commit(
                 [QueueTombstone(item.queue_entry.delivery.id) for item in items if item.queue_entry], consumed
             )
-            self._totals.known += len(items) - len(new)
-            self._progress.advance(len(items))
+            self.totals.known += len(items) - len(new)
+            self.progress.advance(len(items))
 
     def _is_known(self, item: MoveItem) -> bool:
         """An unread message with open deliveries on the target was routed there, or accepted twice."""
@@ -210,19 +203,19 @@ class MoveRun:
         """Write each item through its own shard on the target, so that the commit is fenced if another process became
         the owner.
         """
-        copied: Sequence[MoveItem] = await gather_all(map(self._copier.copy, items))
+        copied: Sequence[MoveItem] = await gather_all(map(self.copier.copy, items))
         items_by_shard: dict[int, list[MoveItem]] = {}
         for item in copied:
-            items_by_shard.setdefault(shard_of_message(item.queue_id, self._target.counts), []).append(item)
+            items_by_shard.setdefault(shard_of_message(item.queue_id, self.target.counts), []).append(item)
         first = {item.queue_id: item for item in copied if item.queue_id not in self._target_messages}
         histories = dict(zip(first, await gather_all(map(self._history_of, first.values())), strict=True))
         await gather_all(
             self._write_to(self._target_shards[number], part, histories) for number, part in items_by_shard.items()
         )
         self._target_messages |= first.keys()
-        self._totals.messages += len(first)
-        self._totals.size_bytes += sum(item.size_bytes for item in first.values())
-        self._totals.events += sum(map(len, histories.values()))
+        self.totals.messages += len(first)
+        self.totals.size_bytes += sum(item.size_bytes for item in first.values())
+        self.totals.events += sum(map(len, histories.values()))
 
     async def _write_to(
         self, shard: RouterShard, items: Sequence[MoveItem], histories: dict[QueueId, Sequence[Event]]
@@ -243,14 +236,14 @@ class MoveRun:
             await shard.commit(outputs, ())
         self._target_keys.update(item.key for item in items)
         unread = sum(item.queue_entry is None for item in items)
-        self._totals.unread += unread
-        self._totals.deliveries += len(items) - unread
+        self.totals.unread += unread
+        self.totals.deliveries += len(items) - unread
 
     async def _history_of(self, item: MoveItem) -> Sequence[Event]:
         """The events that are moved with the first record of a message."""
-        if not self._history or item.queue_entry is None:  # an unread message has no history
+        if not self.history or item.queue_entry is None:  # an unread message has no history
             return ()
-        return [event async for event in self._source.history(item.queue_id)]
+        return [event async for event in self.source.history(item.queue_id)]
 
 
 def _inline_bytes(record: Accepted | Attempted | Dispatched | None) -> int:
