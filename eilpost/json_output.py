@@ -12,9 +12,9 @@ from typing import Any, assert_never
 import orjson
 
 from eilpost.format import format_route
-from eilpost.timeline import Timeline, alias_expansion, event_time
+from eilpost.timeline import OUTCOMES, Timeline, alias_expansion, event_time
 from mail.message import Message, queue_id_of
-from mail.outcome import Deferred, Delivered, Failed, Outcome
+from mail.outcome import Outcome
 from mail.printable import escape_json
 from mail.record import (
     Bounced,
@@ -73,15 +73,7 @@ def message_json(message: Message) -> dict[str, Any]:
         "original_recipients": [str(recipient.original) for recipient in message.envelope.recipients],
         "size_bytes": message.size_bytes,
         "tenant": message.tenant,
-        "client": {
-            "ip": client.ip,
-            "port": client.port,
-            "helo": client.helo,
-            "protocol": client.protocol,
-            "user": client.user,
-        }
-        if client
-        else None,
+        "client": {key: getattr(client, key) for key in ("ip", "port", "helo", "protocol", "user")} if client else None,
     }
 
 
@@ -96,7 +88,6 @@ _EVENT_NAMES: dict[type[EventDetail], str] = {
     Discarded: "discarded",
     Closed: "closed",
 }
-_RESULTS: dict[type[Outcome], str] = {Delivered: "delivered", Deferred: "deferred", Failed: "failed"}
 
 
 def event_name(detail: EventDetail) -> str:
@@ -146,7 +137,7 @@ def event_json(event: Event, start: datetime | None) -> dict[str, Any]:
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
     return {
         "recipient": str(outcome.recipient),
-        "result": _RESULTS[type(outcome)],
+        "result": OUTCOMES[type(outcome)][0],
         "reply": str(outcome.reply),
         "status": outcome.reply.status,
         "remote": outcome.remote,

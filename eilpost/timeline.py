@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -36,25 +36,24 @@ from mail.record import (
 )
 from mail.route import ToMailbox
 
-
-class LineStyle(StrEnum):
-    """Selects the colour of a line."""
-
-    PLAIN = "plain"
-    SUCCESS = "good"
-    WAITING = "wait"
-    FAILURE = "bad"
+_WAITING, _FAILURE = "yellow", "red"
+# The verb of an outcome, which is also its public JSON value, and the colour of its line.
+OUTCOMES: Mapping[type[Outcome], tuple[str, str]] = {
+    Delivered: ("delivered", "green"),
+    Deferred: ("deferred", _WAITING),
+    Failed: ("failed", _FAILURE),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line; `delivery` is `-1` of `QUEUEID-1`, empty for the whole message."""
+    """One line; `delivery` is `-1` of `QUEUEID-1`, empty for the whole message. `style`: for `eilpost/output.py`."""
 
     time: datetime
     delivery: str
     verb: str
     text: str
-    style: LineStyle = LineStyle.PLAIN
+    style: str = "bold"
 
 
 class State(StrEnum):
@@ -93,11 +92,11 @@ def build_timeline(
     """The timeline, or None for an unknown message."""
     if not events and not open_entries and not inputs:
         return None
-    message = next((event.detail.message for event in events if isinstance(event.detail, MessageAccepted)), None)
-    if message is None and inputs:
-        message = inputs[0].message
-    if message is None and open_entries:
-        message = open_entries[0].delivery.message
+    messages = (
+        *(event.detail.message for event in events if isinstance(event.detail, MessageAccepted)),
+        *(accepted.message for accepted in inputs),
+        *(entry.delivery.message for entry in open_entries),
+    )
     if any(isinstance(event.detail, Closed) for event in events):
         state = State.CLOSED
     elif events or open_entries:
@@ -105,7 +104,7 @@ def build_timeline(
     else:
         state = State.ACCEPTED
     bounces = tuple(event.detail.dsn for event in events if isinstance(event.detail, Bounced))
-    return Timeline(queue_id, message, state, tuple(events), tuple(open_entries), bounces)
+    return Timeline(queue_id, next(iter(messages), None), state, tuple(events), tuple(open_entries), bounces)
 
 
 def alias_expansion(events: Sequence[Event]) -> AliasExpansion | None:
@@ -169,7 +168,7 @@ def lines_of_event(event: Event) -> tuple[Line, ...]:
             to = f"{format_addresses(recipients)} -> {format_route(route)}"
             if waits is None:
                 return (Line(time, delivery_suffix(delivery), "routed", to),)
-            return (Line(time, delivery_suffix(delivery), "waits", f"{to}; {format_wait(waits)}", LineStyle.WAITING),)
+            return (Line(time, delivery_suffix(delivery), "waits", f"{to}; {format_wait(waits)}", _WAITING),)
         case Resumed(delivery, number, route):
             return (Line(time, delivery_suffix(delivery), "resumed", f"for attempt {number} to {format_route(route)}"),)
         case DeliveryAttempted(delivery, number, outcomes, _started, duration, next_due, asked):
@@ -178,12 +177,12 @@ def lines_of_event(event: Event) -> tuple[Line, ...]:
             lines += [_outcome_line(time, suffix, outcome, attempt) for outcome in outcomes]
             if next_due is not None:
                 wait = f"until {format_time(next_due)} for the next attempt"
-                lines.append(Line(time, suffix, "waits", wait, LineStyle.WAITING))
+                lines.append(Line(time, suffix, "waits", wait, _WAITING))
             return tuple(lines)
         case FailedByRouter(outcomes):
             return tuple(_outcome_line(time, "", outcome, "by the router") for outcome in outcomes)
         case Bounced(recipients, dsn):
-            return (Line(time, "", "bounced", f"DSN {dsn} for {format_addresses(recipients)}", LineStyle.FAILURE),)
+            return (Line(time, "", "bounced", f"DSN {dsn} for {format_addresses(recipients)}", _FAILURE),)
         case Discarded(recipients):
             text = f"{format_addresses(recipients)}: no DSN, because the sender is <>"
             return (Line(time, "", "discarded", text),)
@@ -195,25 +194,17 @@ def lines_of_event(event: Event) -> tuple[Line, ...]:
 
 def _outcome_line(time: datetime, delivery: str, outcome: Outcome, attempt: str) -> Line:
     reply = f"{outcome.remote} replied {outcome.reply}" if outcome.remote else str(outcome.reply)
-    text = f"{outcome.recipient} ({attempt}): {reply}"
-    match outcome:
-        case Delivered():
-            return Line(time, delivery, "delivered", text, LineStyle.SUCCESS)
-        case Deferred():
-            return Line(time, delivery, "deferred", text, LineStyle.WAITING)
-        case Failed():
-            return Line(time, delivery, "failed", text, LineStyle.FAILURE)
-        case _:
-            assert_never(outcome)
+    verb, style = OUTCOMES[type(outcome)]
+    return Line(time, delivery, verb, f"{outcome.recipient} ({attempt}): {reply}", style)
 
 
 def next_steps(timeline: Timeline, now: datetime) -> tuple[Line, ...]:
     """One line for each open delivery, or for the message that is not routed yet."""
     if timeline.state is State.ACCEPTED:
-        return (Line(now, "", "next", "the router routes it; it is durable in the log", LineStyle.WAITING),)
+        return (Line(now, "", "next", "the router routes it; it is durable in the log", _WAITING),)
     lines = []
     for entry in timeline.queue_entries:
         recipients = format_addresses([recipient.address for recipient in entry.delivery.message.envelope.recipients])
         text = f"{recipients}: {format_state(entry, now)}"
-        lines.append(Line(now, delivery_suffix(entry.delivery.id), "next", text, LineStyle.WAITING))
+        lines.append(Line(now, delivery_suffix(entry.delivery.id), "next", text, _WAITING))
     return tuple(lines)

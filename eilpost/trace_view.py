@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 
 from eilpost.format import format_addresses, format_age, format_bytes, format_sender, format_time
 from eilpost.output import Output
-from eilpost.timeline import Line, LineStyle, State, Timeline, build_timeline, lines_from, next_steps
+from eilpost.timeline import Line, State, Timeline, build_timeline, lines_from, next_steps
 from mail.log import HistoryLog
 from mail.message import DeliveryId, QueueId
 from mail.record import Active, Closed, Event, Waiting
@@ -19,7 +19,6 @@ from mail.record import Active, Closed, Event, Waiting
 _MAX_TIMELINES = 20
 POLL = timedelta(milliseconds=300)
 IDLE_POLLS = 50  # polls of the history before the queue is read again: a throttled delivery writes no event
-_STYLE = {LineStyle.PLAIN: "", LineStyle.SUCCESS: "green", LineStyle.WAITING: "yellow", LineStyle.FAILURE: "red"}
 
 
 async def load_timelines(log: HistoryLog, queue_id: QueueId, *, with_bounces: bool = False) -> list[Timeline]:
@@ -116,7 +115,7 @@ def _write_line(line: Line, start: datetime | None, output: Output) -> None:
         (f"  {time} ", "dim"),
         (f"{delta:>14}  ", "cyan"),
         (f"{line.delivery:<4}", "dim"),
-        (f"{line.verb:<10} ", _STYLE[line.style] or "bold"),
+        (f"{line.verb:<10} ", line.style),
         (line.text, ""),
     )
 
