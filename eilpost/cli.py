@@ -55,10 +55,18 @@ app = typer.Typer(
     " arguments; 70 an internal error; 130 interrupted.",
 )
 app.add_typer(config_app, name="config")
-cli_cluster.register(app)
-cli_directory.register(app)
-cli_load.register(app)
-cli_move.register(app)
+app.add_typer(cli_cluster.topics_app, name="topics")
+app.add_typer(cli_directory.user_app, name="user")
+app.add_typer(cli_directory.domain_app, name="domain")
+app.add_typer(cli_directory.alias_app, name="alias")
+app.command(epilog=examples("eilpost doctor", "eilpost doctor --json"))(cli_cluster.doctor)
+app.command(epilog=cli_load.EPILOG)(cli_load.load)
+app.command(epilog=cli_move.EPILOG)(cli_move.move)
+app.command(epilog=examples("source <(eilpost completion bash)"))(cli_help.completion)
+app.command(epilog=examples("eilpost man --dir /usr/local/share/man/man1"))(cli_help.man)
+app.command("help", epilog=examples("eilpost help", "eilpost help trace", "eilpost help user add"))(
+    cli_help.help_command
+)
 
 
 def _version(is_requested: bool) -> None:
@@ -342,9 +350,6 @@ def version() -> None:
     from eilpost import __version__
 
     print(f"eilpost {__version__} (Python {platform.python_version()})")  # noqa: T201
-
-
-cli_help.register(app)
 
 
 def _with_history(config: Path | None, read: Callable[[HistoryLog], Coroutine[Any, Any, T]], tenant: str = "") -> T:

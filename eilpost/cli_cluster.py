@@ -25,11 +25,6 @@ if TYPE_CHECKING:
 topics_app = command_group("Create and check the topics on Kafka.")
 
 
-def register(app: typer.Typer) -> None:
-    app.add_typer(topics_app, name="topics")
-    app.command(epilog=examples("eilpost doctor", "eilpost doctor --json"))(doctor)
-
-
 @topics_app.command("create", epilog=examples("eilpost topics create --config cluster.toml"))
 def topics_create(config: ConfigOption = None, tenant: TenantOption = "") -> None:
     """Create missing topics, and missing partitions of `dispatched`.

@@ -28,12 +28,6 @@ AliasArgument = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    app.add_typer(user_app, name="user")
-    app.add_typer(domain_app, name="domain")
-    app.add_typer(alias_app, name="alias")
-
-
 def _path(config: Path | None) -> Path:
     from eilpost import configuration, wiring
 

@@ -41,12 +41,6 @@ def examples(*lines: str) -> str:
     return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def register(app: typer.Typer) -> None:
-    app.command("completion", epilog=examples("source <(eilpost completion bash)"))(completion)
-    app.command("man", epilog=examples("eilpost man --dir /usr/local/share/man/man1"))(man)
-    app.command("help", epilog=examples("eilpost help", "eilpost help trace", "eilpost help user add"))(help_command)
-
-
 def help_command(
     context: typer.Context,
     command: Annotated[

@@ -12,7 +12,7 @@ from eilpost.terminal import EXIT_UNUSABLE, JsonOption, fail, print_json, print_
 
 T = TypeVar("T")
 
-_EPILOG = (
+EPILOG = (
     "The server must relay to the sink (delivery.relay) and accept the sender's domain. Exit status: 0 every"
     " message was accepted, and delivered or bounced (messages in doubt, without a reply to the final dot, may or may"
     " not arrive: they do not fail the load); 1 a message was lost, refused (5xx) or not sent, or an unexpected message"
@@ -23,10 +23,6 @@ _EPILOG = (
     "eilpost load --rate 200 --duration 5m --size 2kB:80,100kB:18,1MB:2",
     "eilpost load --failing 5% --deferring 5% --json",
 )
-
-
-def register(app: typer.Typer) -> None:
-    app.command("load", epilog=_EPILOG)(load)
 
 
 def load(

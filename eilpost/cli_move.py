@@ -13,21 +13,15 @@ from eilpost.cli_help import examples
 from eilpost.terminal import JsonOption, TenantOption, print_json, print_message, run
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-
     from eilpost.move.command import MoveCount, MoveResult
 
-_EPILOG = (
+EPILOG = (
     "Stop all processes on both logs first, and start none before the command has ended. If it is interrupted, the same"
     " command continues.\n\n"
 ) + examples(
     "eilpost move --from eilpost.toml --to cluster.toml --dry-run",
     "eilpost move --from embedded:var/log.db --to kafka://127.0.0.1:9092",
 )
-
-
-def register(app: typer.Typer) -> None:
-    app.command("move", epilog=_EPILOG)(move)
 
 
 def move(
@@ -69,6 +63,11 @@ def move(
         return
     columns = TextColumn("moving"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     bar = Progress(*columns, console=Console(file=sys.stderr), transient=True)
+    task = bar.add_task("moving", total=None)
+
+    def progress(found: int, moved: int) -> None:
+        bar.update(task, total=(bar.tasks[task].total or 0) + found, advance=moved)
+
     with bar if sys.stderr.isatty() else nullcontext():
         result = run(
             command.move(
@@ -76,7 +75,7 @@ def move(
                 target_endpoint,
                 history=source_endpoint.scheme != "kafka" if history is None else history,
                 lost_too=lost_too,
-                progress=_ProgressBar(bar),
+                progress=progress,
                 print_message=print_message,
             )
         )
@@ -84,22 +83,6 @@ def move(
         print_json({**asdict(result.totals), "lost": result.lost, "seconds": round(result.seconds, 3)})
     else:
         print(_moved_text(result))  # noqa: T201
-
-
-class _ProgressBar:
-    """A progress bar on stderr, if it is a terminal."""
-
-    def __init__(self, bar: Bar) -> None:
-        self._bar = bar
-        self._task = bar.add_task("moving", total=None)
-        self._total = 0
-
-    def add_total(self, count: int) -> None:
-        self._total += count
-        self._bar.update(self._task, total=self._total)
-
-    def advance(self, count: int) -> None:
-        self._bar.advance(self._task, count)
 
 
 def _count_text(count: MoveCount) -> str:

@@ -6,11 +6,11 @@ After an error (LogUnavailable, ShardLost, LogUnusable) the caller may run again
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from eilpost.move.items import ContentCopier, MoveItem, item_of_accepted, item_of_queue_entry
 from eilpost.move.ownership import OwnedShards, own_all_shards
@@ -28,6 +28,7 @@ _RETRY_WAIT = timedelta(milliseconds=200)
 _SHOWN = 5
 
 T = TypeVar("T")
+Progress = Callable[[int, int], object]  # called with the items found (approximately) and moved since the last call
 
 
 @dataclass(slots=True)
@@ -40,14 +41,6 @@ class MoveTotals:
     size_bytes: int = 0
     events: int = 0
     known: int = 0
-
-
-class Progress(Protocol):
-    def add_total(self, count: int) -> None:
-        """Add `count` (approximate) to the items to be moved."""
-        ...
-
-    def advance(self, count: int) -> None: ...
 
 
 @dataclass(eq=False)
@@ -82,7 +75,7 @@ class MoveRun:
             )
             await gather_all(map(self._load_target, self._target_shards.all()))
             await gather_all(map(self._load_source, self._source_shards.all()))
-            self.progress.add_total((await source.backlog()).accepted)
+            self.progress((await source.backlog()).accepted, 0)
             await gather_all(map(self._move_inputs, self._source_shards.all()))
             async with own_all_shards(
                 source.own_delivery_shards, source.counts.of_dispatched, "the log to move from"
@@ -109,7 +102,7 @@ class MoveRun:
     async def _load_source(self, shard: RouterShard) -> None:
         async for batch in shard.replay():
             self._active |= {entry.delivery.id: entry for entry in batch if isinstance(entry.state, Active)}
-            self.progress.add_total(len(batch))
+            self.progress(len(batch), 0)
 
     async def _move_inputs(self, shard: RouterShard) -> None:
         wait = _NOW
@@ -193,7 +186,7 @@ class MoveRun:
                 [QueueTombstone(item.queue_entry.delivery.id) for item in items if item.queue_entry], consumed
             )
             self.totals.known += len(items) - len(new)
-            self.progress.advance(len(items))
+            self.progress(0, len(items))
 
     def _is_known(self, item: MoveItem) -> bool:
         """An unread message with open deliveries on the target was routed there, or accepted twice."""

@@ -21,11 +21,9 @@ class RecordingProgress:
         self.total = self.done = 0
         self.messages: list[str] = []
 
-    def add_total(self, count: int) -> None:
-        self.total += count
-
-    def advance(self, count: int) -> None:
-        self.done += count
+    def __call__(self, found: int, moved: int) -> None:
+        self.total += found
+        self.done += moved
 
     def print_message(self, text: str) -> None:
         self.messages.append(text)
