@@ -54,7 +54,7 @@ class DirectoryFile:
 
     def entries(self, section: str) -> dict[str, Any]:
         """The tables or aliases of a section, by name."""
-        entries: dict[str, Any] = self.tables.get(section, {})
+        entries: dict[str, Any] = self.tables.setdefault(section, {})
         return entries
 
     def find(self, section: str, is_same: Callable[[str], bool]) -> str | None:
@@ -68,13 +68,13 @@ class DirectoryFile:
             *(f"{key} = {_toml_string(value)}" for key, value in entry.items()),
         ]
         self.text = _insert(self.text, _section_end(self.text, section), "\n".join(lines) + "\n", "\n\n")
-        self._set(section, name, entry)
+        self.entries(section)[name] = entry
 
     def remove_table(self, section: str, name: str) -> None:
         """Remove `[section."name"]`; comments before it and before the next table stay. Raises SettingsError."""
         table = self._find_table(section, name)
         self.text = _remove(self.text, table.start, _without_trailing_comments(self.text, table.end))
-        self._unset(section, name)
+        del self.entries(section)[name]
 
     def set_string(self, section: str, name: str, key: str, value: str) -> None:
         """Set a key of `[section."name"]`. Raises SettingsError."""
@@ -85,7 +85,7 @@ class DirectoryFile:
         if not count:
             body = f"{line}\n{body}"
         self.text = self.text[: table.body] + body + self.text[table.end :]
-        self._set(section, name, {**self.tables[section][name], key: value})
+        self.entries(section)[name][key] = value
 
     def add_alias(self, name: str, targets: Sequence[str]) -> None:
         """Insert an alias at the end of `[aliases]`, which is added where it is missing."""
@@ -95,7 +95,7 @@ class DirectoryFile:
             self.text = _insert(self.text, len(self.text), f"[aliases]\n{line}", "\n\n")
         else:
             self.text = _insert(self.text, _without_trailing_comments(self.text, table.end), line, "\n")
-        self._set("aliases", name, list(targets))
+        self.entries("aliases")[name] = list(targets)
 
     def remove_alias(self, name: str) -> None:
         """Remove the alias written as `name`, with the comment in its line. Raises SettingsError."""
@@ -104,14 +104,14 @@ class DirectoryFile:
             for statement in _statements(self.text[table.body : table.end]) if table.path == ["aliases"] else ():
                 if name in (_parse(statement) or {}):
                     self.text = self.text[:position] + self.text[position + len(statement) :]
-                    self._unset("aliases", name)
+                    del self.entries("aliases")[name]
                     return
                 position += len(statement)
         raise SettingsError(f"{self.path}: {name} is not written as a line of [aliases]; remove it by hand")
 
     def check(self) -> Snapshot:
         """Parse the text, which must contain exactly the tables. Raises SettingsError, DirectoryUnusable."""
-        if _parse(self.text) != self.tables:
+        if _without_empty_sections(_parse(self.text)) != _without_empty_sections(self.tables):
             raise SettingsError(f"{self.path}: its layout is too unusual to be edited safely; change it by hand")
         return parse_directory(self.text, str(self.path))
 
@@ -120,13 +120,6 @@ class DirectoryFile:
             if table.path == [section, name]:
                 return table
         raise SettingsError(f'{self.path}: {name} is not written as a table [{section}."{name}"]; change it by hand')
-
-    def _set(self, section: str, name: str, value: object) -> None:
-        self.tables = {**self.tables, section: {**self.entries(section), name: value}}
-
-    def _unset(self, section: str, name: str) -> None:
-        remaining = {entry: value for entry, value in self.entries(section).items() if entry != name}
-        self.tables = {**self.tables, section: remaining}
 
 
 def read(path: Path) -> DirectoryFile:
@@ -147,6 +140,10 @@ def edit(path: Path) -> Iterator[DirectoryFile]:
         yield file
         _refuse_lost_targets(file.snapshot, file.check())
         _replace(path, file.text)
+
+
+def _without_empty_sections(tables: Tables | None) -> Tables:
+    return {section: entries for section, entries in (tables or {}).items() if entries != {}}
 
 
 def _toml_string(text: str) -> str:

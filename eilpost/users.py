@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eilpost.directory_editor import DirectoryFile, EditRefused, edit, parse_address, read
-from mail.address import Address, AddressError
+from mail.address import Address
 from mail.directory.passwords import hash_password
 from mail.settings_section import SettingsError
 
@@ -29,7 +29,7 @@ def check_new(file: DirectoryFile, login: str) -> Address:
         )
     if not domain.is_local:
         raise SettingsError(f"{file.path}: {address.domain} is a relay domain and has no local mailboxes")
-    if _find(file, address) is not None:
+    if _find(file, address):
         raise EditRefused(f"{address} exists already; change the password with `eilpost user passwd {address}`")
     return address
 
@@ -98,11 +98,4 @@ def list_users(path: Path) -> list[UserListing]:
 
 def _find(file: DirectoryFile, address: Address) -> str | None:
     """The user's name as the file writes it: any case, quoted or not, either form of its domain."""
-
-    def is_same(name: str) -> bool:
-        try:
-            return Address.parse(name, utf8=True).key == address.key
-        except AddressError:
-            return False
-
-    return file.find("users", is_same)
+    return file.find("users", lambda name: parse_address(name).key == address.key)

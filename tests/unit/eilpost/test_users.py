@@ -244,6 +244,14 @@ def test_a_removed_user_leaves_comments_and_the_other_tables(file: Path) -> None
         users.remove(file, "bob@example.test")
 
 
+def test_last_user_can_be_removed(file: Path) -> None:
+    file.write_text('[domains."example.test"]\n\n[users."alice@example.test"]\n')
+    users.remove(file, "alice@example.test")
+    assert file.read_text() == '[domains."example.test"]\n'
+    users.add(file, "alice@example.test", "x")
+    assert [user.address for user in users.list_users(file)] == ["alice@example.test"]
+
+
 def test_the_target_of_an_alias_is_not_removed(file: Path) -> None:
     with pytest.raises(directory_editor.EditRefused, match=r"alice@example\.test is a target of the alias postmaster@"):
         users.remove(file, "alice@example.test")
