@@ -9,7 +9,7 @@ RUN_STAMP := $(VENV)/.run
 DEV_STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run cluster kafka test test-fast test-kafka test-faults test-cluster test-journeys check format bench faults docs dashboards pictures man lock clean
+.PHONY: help setup run cluster kafka test test-fast test-kafka test-faults test-cluster test-journeys check format bench faults fuzz docs dashboards pictures man lock clean
 
 help: ## show this list
 	@echo "usage: make TARGET"
@@ -59,7 +59,7 @@ test: setup ## run all tests
 	$(BIN)/pytest $(TWO_PROCESSES)
 
 # Markers of tests that need real parts, or long: tests/conftest.py names what each needs.
-REAL := postfix or swaks or systemd or kafka or kafka_cluster or kafka_tools or objects or compose or docker or docker_compose or helm or helm_4 \
+REAL := postfix or swaks or atheris or systemd or kafka or kafka_cluster or kafka_tools or objects or compose or docker or docker_compose or helm or helm_4 \
   or crds or strimzi or kubernetes or keda or kube_router or prometheus or ordinary_user
 
 test-fast: setup ## run the units, and the contract suites on memory and the embedded log; about 70 s
@@ -78,7 +78,7 @@ test-cluster: setup ## run the tests on Kubernetes, Helm and Docker; needs root,
 OTHERS := kafka or kafka_cluster or kubernetes or helm or docker
 
 test-journeys: setup ## run the rest: journeys, monitoring, and the slow units and contract suites
-	$(BIN)/pytest tests/journeys tests/monitoring -m "not ($(OTHERS))"
+	$(BIN)/pytest tests/journeys tests/monitoring tests/fuzz -m "not ($(OTHERS))"
 	$(BIN)/pytest tests/unit tests/contract -m "($(REAL) or fault or slow) and not ($(OTHERS))"
 
 check: setup ## check format, lint, types and layers
@@ -97,6 +97,9 @@ bench: setup ## measure against Postfix, write docs/reports/performance.md
 
 faults: setup ## prove under faults that no message is lost; takes over an hour
 	$(BIN)/python -m tests.faults
+
+fuzz: setup ## give the parsers random input for an hour
+	$(BIN)/python -m tests.fuzz
 
 docs: setup ## generate the reference pages and the dashboards
 	$(BIN)/python -m tests.support.docs.generate

@@ -19,6 +19,7 @@ import structlog
 from mail import logging_setup
 from mail.directory import DirectoryUnusable
 from mail.log import LogUnusable
+from mail.printable import escape
 from mail.settings_file import variable_name
 from mail.settings_section import SettingsError
 from mail.signals import EXIT_INTERRUPTED, Signals
@@ -214,4 +215,4 @@ def report(error: Exception) -> int:
 
 
 def _print_error(text: str) -> None:
-    logging_setup.print_line(f"eilpost: {' '.join(text.split())}")
+    logging_setup.print_line(f"eilpost: {escape(' '.join(text.split()))}")

@@ -11,6 +11,7 @@ import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from importlib.util import find_spec
 from typing import Any
 
 import hypothesis
@@ -49,8 +50,17 @@ def _why_no_systemd() -> str | None:
     return None if shutil.which("systemd-analyze") else "systemd-analyze is not installed (apt-get install systemd)"
 
 
+def _why_no_atheris() -> str | None:
+    return (
+        None
+        if find_spec("atheris")
+        else "atheris is not installed (it has packages for Linux on x86-64 and Python 3.11 to 3.13)"
+    )
+
+
 _REAL_PARTS: dict[str, Callable[[], str | None]] = {
     "postfix": _postfix.why_missing,
+    "atheris": _why_no_atheris,
     "swaks": _why_no_swaks,
     "systemd": _why_no_systemd,
     "kafka": _kafka.why_missing,

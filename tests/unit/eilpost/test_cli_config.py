@@ -34,6 +34,13 @@ def test_invalid_configuration_is_one_line_that_names_the_key(run: Run, home: Pa
     assert says in one_line(err)
 
 
+def test_control_characters_of_a_directory_key_do_not_reach_the_terminal(run: Run, home: Path) -> None:
+    (home / "directory.toml").write_text('[domains."a\\u001b[2Jb\\u202e.test"]\n')
+    status, _, err = run("config", "check")
+    assert (status, "a\\x1b[2Jb\\u202e.test" in one_line(err)) == (2, True)
+    assert err.rstrip("\n").isprintable()
+
+
 def test_directory_without_domains_is_a_warning(run: Run, home: Path) -> None:
     (home / "directory.toml").write_text("# nobody\n")
     status, out, err = run("config", "check")

@@ -2,104 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ingress import replies
 from ingress import session as actions
-from ingress.access_policy import ClientPolicy, QueryMx
-from ingress.content import normalize
-from ingress.esmtp import LONGEST_LINE, VERBS
-from ingress.framer import Framer
-from ingress.listener import Policy
-from ingress.session import Session, SessionEnd
-from mail.reply import Reply
-from tests.support.servers.ingress import make_snapshot
-
-ACCEPTED = Reply(250, "2.0.0", "Ok: queued")
-
-
-def make_policy(**changes: Any) -> Policy:
-    values: dict[str, Any] = {
-        "hostname": "mx.example.test",
-        "relay_networks": (),
-        "sender_must_resolve": True,
-        "sender_check_exempts_relay_networks": False,
-        "vrfy_enabled": False,
-        "max_size": 300,
-        "max_recipients": 100,
-        "max_errors": 20,
-        "max_hops": 50,
-        "alias_depth": 20,
-        "command_seconds": 300.0,
-        "data_seconds": 300.0,
-    }
-    return Policy(**values | changes)
-
-
-class Client:
-    """A driver without I/O. `results` has the result of an action that is not None."""
-
-    def __init__(self, *, results: dict[type, Any] | None = None, **policy: Any) -> None:
-        self.session = Session(make_policy(**policy), ClientPolicy(may_relay=False, sender_must_resolve=True))
-        self.framer = Framer(LONGEST_LINE)
-        self.results = {actions.Accept: (ACCEPTED, {}), **(results or {})}
-        self.executed: list[object] = []
-        self.contents: list[bytes] = []
-        self.sent = b""
-        self.end: SessionEnd | None = None
-        self._waiting: actions.Actions | None = None  # for the end of data
-        self._execute(self.session.greet(None))
-
-    def send(self, data: bytes) -> bytes:
-        """Feed octets; return what the server sent since then."""
-        before = len(self.sent)
-        self.framer.feed(data)
-        while self.end is None:
-            if self._waiting is not None:
-                if not self.framer.data_is_complete:
-                    break
-                steps, self._waiting = self._waiting, None
-                discarded = self.framer.data_is_discarded
-                if discarded:
-                    self.framer.skip_data()
-                self._execute(steps, replies.TOO_LARGE if discarded else None)
-            elif (line := self.framer.next_line()) is not None:
-                self._execute(self.session.receive(line, make_snapshot()))
-            else:
-                break
-        return self.sent[before:]
-
-    def command(self, line: str) -> str:
-        return self.send(line.encode() + b"\r\n").decode().rstrip()
-
-    def _execute(self, steps: actions.Actions, result: object = None) -> None:
-        while True:
-            try:
-                action = steps.send(result)
-            except StopIteration:
-                return
-            self.executed.append(action)
-            result = self.results.get(type(action))
-            match action:
-                case Reply():
-                    self.sent += action.to_bytes()
-                case actions.Refused():
-                    self.sent += action.reply.to_bytes()
-                case actions.ReadContent():
-                    self.framer.begin_data(action.bytes_max)
-                    self._waiting = steps
-                    return
-                case actions.Accept():
-                    self.contents.append(bytes(normalize(self.framer.take_data())))
-                case actions.Close():
-                    self.end = action.end
-                case _:
-                    pass  # `results` has what the driver would find
-
+from ingress.access_policy import QueryMx
+from ingress.esmtp import VERBS
+from ingress.session import SessionEnd
+from tests.support.clients.session_driver import SessionDriver
 
 DIALOGUE = (
     b"EHLO client.test\r\nNOOP\nNOOP\rNOOP\r\n" + b"x" * 700 + b"\r\n"
@@ -117,16 +29,16 @@ def codes(sent: bytes) -> list[str]:
 
 
 def test_dialogue_is_the_same_for_every_cut_and_octet_by_octet() -> None:
-    whole = Client()
+    whole = SessionDriver()
     whole.send(DIALOGUE)
     assert (codes(whole.sent), whole.contents) == (CODES.split(), CONTENTS)
     assert whole.end is SessionEnd.QUIT
-    single = Client()
+    single = SessionDriver()
     for octet in DIALOGUE:
         single.send(bytes((octet,)))
     assert (single.sent, single.executed) == (whole.sent, whole.executed)
     for cut in range(len(DIALOGUE)):
-        client = Client()
+        client = SessionDriver()
         client.send(DIALOGUE[:cut])
         assert whole.sent.startswith(client.sent)
         client.send(DIALOGUE[cut:])
@@ -139,7 +51,7 @@ PIECES = st.sampled_from([*LINES, b"QUIT\r\n", b"\r\n", b"\n", b"\r", b".", b"NO
 
 @given(st.lists(PIECES, max_size=25).map(b"".join), st.lists(st.integers(0, 1000), max_size=6))
 def test_any_input_gives_the_same_actions_for_any_packets(wire: bytes, cuts: list[int]) -> None:
-    whole, parts = Client(), Client()
+    whole, parts = SessionDriver(), SessionDriver()
     whole.send(wire)
     at = 0
     for cut in [*sorted(cut % (len(wire) + 1) for cut in cuts), len(wire)]:
@@ -169,7 +81,7 @@ BY_STATE = {
 def test_each_state_allows_the_commands_of_the_table(verb: str) -> None:
     received = []
     for lines in TO_STATE.values():
-        client = Client()
+        client = SessionDriver()
         for line in lines:
             client.command(line)
         received.append(client.command(COMMANDS.get(verb, verb)))
@@ -179,19 +91,19 @@ def test_each_state_allows_the_commands_of_the_table(verb: str) -> None:
 
 
 def test_sender_is_checked_after_the_capacity_and_by_dns() -> None:
-    client = Client()
+    client = SessionDriver()
     client.command("EHLO x")
     client.executed.clear()
     client.command("MAIL FROM:<a@remote.test> SIZE=20")
     assert client.executed == [actions.CheckCapacity(20, at_mail=True), QueryMx("remote.test"), replies.SENDER_OK]
-    client = Client(results={QueryMx: replies.SENDER_DOMAIN_NOT_FOUND})
+    client = SessionDriver(results={QueryMx: replies.SENDER_DOMAIN_NOT_FOUND})
     client.command("EHLO x")
     assert client.command("MAIL FROM:<a@remote.test>").startswith("550 5.1.8")
     assert client.command("MAIL FROM:<>").startswith("250")
 
 
 def test_421_at_mail_ends_the_session() -> None:
-    client = Client(results={actions.CheckCapacity: replies.SERVICE_NOT_AVAILABLE})
+    client = SessionDriver(results={actions.CheckCapacity: replies.SERVICE_NOT_AVAILABLE})
     client.command("EHLO x")
     client.executed.clear()
     assert client.command("MAIL FROM:<>").startswith("421")
@@ -201,7 +113,7 @@ def test_421_at_mail_ends_the_session() -> None:
 
 def test_refused_content_keeps_its_log_fields_and_resets_the_transaction() -> None:
     fields = {"queue_id": "Q", "sender": "<>"}
-    client = Client(results={actions.Accept: (replies.NOT_CONFIRMED, fields)})
+    client = SessionDriver(results={actions.Accept: (replies.NOT_CONFIRMED, fields)})
     for line in (*TO_STATE["RCPT"], "DATA"):
         client.command(line)
     assert client.command(".").startswith("451 4.3.0")
@@ -212,7 +124,7 @@ def test_refused_content_keeps_its_log_fields_and_resets_the_transaction() -> No
 
 @pytest.mark.parametrize("in_data", [False, True])
 def test_internal_error_resets_the_transaction_and_closes_in_data(in_data: bool) -> None:
-    client = Client()
+    client = SessionDriver()
     for line in TO_STATE["RCPT"]:
         client.command(line)
     last = list(client.session.recover(in_data=in_data))
@@ -222,8 +134,8 @@ def test_internal_error_resets_the_transaction_and_closes_in_data(in_data: bool)
 
 
 def test_too_many_errors_or_non_mail_commands_end_the_session() -> None:
-    client = Client(max_errors=3)
+    client = SessionDriver(max_errors=3)
     assert codes(client.send(b"FROB\r\n" * 3)) == ["500", "500", "500", "421"]
     assert client.end is SessionEnd.TOO_MANY_ERRORS
-    client = Client(max_errors=3)
+    client = SessionDriver(max_errors=3)
     assert codes(client.send(b"NOOP\r\n" * 200)) == ["250"] * 103 + ["421"]
