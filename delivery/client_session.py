@@ -21,6 +21,8 @@ from mail.envelope import Envelope
 from mail.reply import Reply
 from mail.route import RelayProtocol
 
+GROUP_BYTES = 32768  # of pipelined commands that are sent before their replies
+
 
 class Phase(Enum):
     """State of the connection."""
@@ -76,8 +78,9 @@ class ClientSession:
         self._parser = ReplyParser()
         self._out: list[bytes] = []
         self._expected: deque[_Verb] = deque((_Verb.GREETING,))
-        self._unsent_commands: deque[tuple[_Verb, bytes]] = deque()  # without pipelining: commands still to be sent
+        self._unsent_commands: deque[tuple[_Verb, bytes]] = deque()  # of the transaction, beyond the current group
         self._transaction: Transaction | None = None
+        self._refused: Transaction | None = None  # ended before its content by the replies that are being processed
         self._needs_rset = False
 
     # Called by the driver
@@ -97,14 +100,8 @@ class ClientSession:
         commands += [(_Verb.RCPT, rcpt) for rcpt in transaction.rcpts]
         commands.append((_Verb.DATA, b"DATA\r\n"))
         self._needs_rset = False
-        if self.capabilities.pipelining:
-            # RFC 2920 section 3.1: MAIL, RCPT and DATA may share a write; DATA is the last of its group.
-            verbs, lines = zip(*commands, strict=True)
-            self._expected.extend(verbs)
-            self._out.append(b"".join(lines))
-        else:
-            self._unsent_commands.extend(commands)
-            self._send_next()
+        self._unsent_commands.extend(commands)
+        self._send_next()
 
     @property
     def closed(self) -> bool:
@@ -120,9 +117,13 @@ class ClientSession:
         except MalformedReply as error:
             self.abort(str(error), "4.5.0")
             return True
+        self._refused = None
         for reply in replies:
             if self.phase is Phase.CONTENT and (self._out or (not self.dot_sent and not reply.negative)):
                 self._on_early_reply(reply)
+            elif self._out and reply.code != 421:
+                # The command that this would reply to was not sent yet.
+                self._on_out_of_step(f"replied before the command was sent: {reply.to_reply()}")
             else:
                 self._on_reply(reply)
             if self.closed:
@@ -138,6 +139,20 @@ class ClientSession:
         """The driver has passed all output of `to_send` to the transport."""
         if self.phase is Phase.CONTENT and not self._out:
             self.dot_sent = True
+
+    def receive_last(self, data: bytes) -> None:
+        """Process what the server sent before a write failed. While the content is sent it is a reply to it; in the
+        envelope it only explains the loss, because the command was not sent.
+        """
+        if self.phase is not Phase.ENVELOPE:
+            self.receive(data)
+            return
+        try:
+            replies = self._parser.feed(data)
+        except MalformedReply:
+            return
+        if replies:
+            self.abort(f"connection lost, after the reply {replies[0].to_reply()}")
 
     def quit(self) -> None:
         """Send QUIT; only when READY (RFC 5321 section 4.1.1.10)."""
@@ -165,7 +180,7 @@ class ClientSession:
     def _on_reply(self, reply: ServerReply) -> None:
         if not self._expected:
             # In READY: a server that closes an idle connection, usually with 421.
-            self.abort(f"unexpected reply: {reply.to_reply()}", "4.5.0")
+            self._on_out_of_step(f"unexpected reply: {reply.to_reply()}", is_closing=reply.code == 421)
             return
         verb = self._expected.popleft()
         if reply.code == 421 and verb is not _Verb.QUIT:  # RFC 5321 section 3.8: the server closes, at any point
@@ -278,7 +293,7 @@ class ClientSession:
         transaction = self._transaction
         assert transaction is not None
         if not reply.negative:
-            self.abort(f"the server accepted the content before it was sent: {reply.to_reply()}", "4.5.0")
+            self._on_out_of_step(f"the server accepted the content before it was sent: {reply.to_reply()}")
         elif reply.code == 421:
             self._on_service_closing(_Verb.DATA, reply)
         elif self._protocol is RelayProtocol.LMTP:
@@ -290,7 +305,18 @@ class ClientSession:
             self.phase = Phase.CLOSED
 
     def _on_unexpected(self, verb: _Verb, reply: ServerReply) -> None:
-        self.abort(f"unexpected reply to {verb.value}: {reply.code}", "4.5.0")
+        self._on_out_of_step(f"unexpected reply to {verb.value}: {reply.code}")
+
+    def _on_out_of_step(self, reason: str, *, is_closing: bool = False) -> None:
+        """The server sent one reply too many or too early, so which reply belongs to which command is unknown: no
+        recipient fails because of one. `is_closing`: it only announces that it closes the connection.
+        """
+        transaction = self._transaction or self._refused
+        if transaction is not None and not is_closing:
+            transaction.on_out_of_step(Reply(451, "4.5.0", f"{self.remote}: {reason}"))
+            if self._transaction is None:
+                self.result = transaction.result()
+        self.abort(reason, "4.5.0")
 
     # End of a transaction or connection
 
@@ -298,6 +324,7 @@ class ClientSession:
         """The transaction ended; the next one starts with RSET unless this one ended `clean`."""
         assert self._transaction is not None
         self.result = self._transaction.result()
+        self._refused = None if clean else self._transaction
         self._transaction = None
         self._needs_rset = not clean  # RFC 5321 section 4.1.1.4: after the final reply buffers are empty
         self.dot_sent = False
@@ -351,5 +378,12 @@ class ClientSession:
         self._out.append(command)
 
     def _send_next(self) -> None:
-        verb, command = self._unsent_commands.popleft()
-        self._send(verb, command)
+        """The next command, or with PIPELINING the next group: MAIL, RCPT and DATA may share a write, and DATA is the
+        last one (RFC 2920 section 3.1, also about the bound).
+        """
+        group = b""
+        while self._unsent_commands and (not group or (self.capabilities.pipelining and len(group) < GROUP_BYTES)):
+            verb, command = self._unsent_commands.popleft()
+            self._expected.append(verb)
+            group += command
+        self._out.append(group)

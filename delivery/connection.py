@@ -7,8 +7,10 @@ under flow control, and each slice that is sent renews the deadline (RFC 5321 se
 from __future__ import annotations
 
 import asyncio
+import os
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import cast
 
 from delivery.client_session import ClientSession, Phase, Timeouts
@@ -21,6 +23,7 @@ from mail.route import Route
 from mail.telemetry.delivery import CONNECTIONS
 
 SLICE_BYTES = 65536
+LAST_BYTES_MAX = 65536  # read after a failed write
 
 
 class Connection(asyncio.Protocol):
@@ -50,6 +53,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._unsent: deque[memoryview] = deque()
         self._paused = False
+        self._waits_until_written = False
         self._waiter: asyncio.Future[None] | None = None
 
     # Called by the pool
@@ -138,6 +142,8 @@ class Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and (last := self._read_last()):
+            self.session.receive_last(last)
         reason = "connection lost" if exc is None else f"connection lost ({type(exc).__name__})"
         self.session.abort(reason)
         self._unsent.clear()
@@ -151,10 +157,38 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._paused = False
+        if self._waits_until_written:
+            self._waits_until_written = False
+            assert self._transport is not None
+            self._transport.set_write_buffer_limits()
         self._write_unsent()
         self._renew_deadline()
 
     # Internal
+
+    def _read_last(self) -> bytes:
+        """What the server sent and the event loop did not read, because a write failed first: the kernel keeps it, also
+        after a reset.
+        """
+        sock = None if self._transport is None else self._transport.get_extra_info("socket")
+        if sock is None:
+            return b""
+        with suppress(OSError, ValueError):
+            return os.read(sock.fileno(), LAST_BYTES_MAX)  # does not block: the socket belongs to the event loop
+        return b""
+
+    def _check_written(self) -> None:
+        """Tell the session when no octet of its output is left in this process: only then may the server have the final
+        dot.
+        """
+        transport = self._transport
+        if self._unsent or self._paused or transport is None or transport.is_closing():
+            return
+        if self.session.phase is Phase.CONTENT and transport.get_write_buffer_size():
+            self._waits_until_written = True
+            transport.set_write_buffer_limits(high=0)  # calls `pause_writing`, and `resume_writing` when it is empty
+        else:
+            self.session.on_output_written()
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
@@ -200,7 +234,7 @@ class Connection(asyncio.Protocol):
                 transport.write(parts[0])
             else:
                 transport.writelines(parts)
-            self.session.on_output_written()
+            self._check_written()
             return
         for part in parts:
             view = memoryview(part)
@@ -212,5 +246,4 @@ class Connection(asyncio.Protocol):
         unsent = self._unsent
         while unsent and not self._paused and transport is not None and not transport.is_closing():
             transport.write(unsent.popleft())
-        if not unsent:
-            self.session.on_output_written()
+        self._check_written()

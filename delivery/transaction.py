@@ -146,6 +146,12 @@ class Transaction:
         self._set_outcomes(self._accepted[self._next_dot : self._next_dot + 1], server_reply)
         self._next_dot += 1
 
+    def on_out_of_step(self, reply: Reply) -> None:
+        """Which reply belongs to which recipient is unknown: those that failed are deferred with a local reply."""
+        for index in self._to_send:
+            if isinstance(self._outcomes[index], Failed):
+                self._outcomes[index] = Deferred(self.recipients[index], reply)
+
     def on_service_closing(self, server_reply: ServerReply, *, dot_sent: bool) -> TransactionResult:
         """421: defer all recipients without an outcome. After the final dot it is a reply like any other 4xx."""
         self._server_failed = True

@@ -53,6 +53,9 @@ class Walk:
 
     def on_transaction(self, host: str, address: str, remote: str, result: TransactionResult) -> None:
         """An exchanger answered a transaction, or lost it."""
+        self._asked = host
+        if not self.replies and not result.open:
+            return  # the usual case: `replies` matter if there are several exchangers
         for kind in (Deferred, Failed, Delivered):
             reply = next((outcome.reply for outcome in result.outcomes if isinstance(outcome, kind)), None)
             if reply is not None:
@@ -61,7 +64,6 @@ class Walk:
         self.failed.pop(host, None)
         if result.server_failed and reply is not None:
             self.failed[host] = reply
-        self._asked = host
         self.addresses.add(address)
 
     def end_turn(self) -> None:

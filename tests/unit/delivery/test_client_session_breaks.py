@@ -147,6 +147,77 @@ def test_unexpected_reply_code_defers(wrong: bytes) -> None:
     assert outcome_names(session) == ["Deferred"]
 
 
+@pytest.mark.parametrize("extra", [b"550 x\r\n", b"450 x\r\n", b"250 x\r\n", b"421 x\r\n"])
+def test_reply_before_its_command_was_sent_defers(extra: bytes) -> None:
+    """At each command without PIPELINING: no recipient fails by a reply to a command that was not sent."""
+    answers = [b"250 ok\r\n", b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n"]
+    for number in range(3):
+        session = ready_session(BARE)
+        start_transaction(session, "a@remote.test", "b@remote.test")
+        for answer in answers[:number]:
+            session.receive(answer)
+            sent_bytes(session)
+        session.receive(answers[number] + extra)
+        assert outcome_names(session) == ["Deferred", "Deferred"]
+        assert session.closed
+        assert session.result is not None
+        assert session.result.open == (0, 1)
+
+
+def test_reply_before_ehlo_was_sent_ends_the_handshake() -> None:
+    session = ClientSession("us.test", "remote")
+    session.receive(b"220 hi\r\n250 PIPELINING\r\n")
+    assert session.closed
+    assert session.refusal is not None
+    assert "replied before the command was sent" in session.refusal.text
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        b"250 ok\r\n550 x\r\n250 ok\r\n250 ok\r\n354 go\r\n",  # one too many after MAIL
+        b"250 ok\r\n250 ok\r\n550 x\r\n250 ok\r\n354 go\r\n",
+        b"250 ok\r\n550 x\r\n450 a\r\n450 b\r\n554 none\r\n",  # the last one arrives after the transaction
+    ],
+)
+def test_recipient_does_not_fail_if_the_replies_are_out_of_step(answers: bytes) -> None:
+    session = ready_session()
+    start_transaction(session, "a@remote.test", "b@remote.test")
+    session.receive(answers)
+    assert outcome_names(session) == ["Deferred", "Deferred"]
+    assert session.closed
+
+
+def test_closing_after_a_refusal_keeps_the_refusal() -> None:
+    session = ready_session()
+    start_transaction(session)
+    session.receive(b"250 ok\r\n550 5.1.1 no\r\n554 none\r\n421 closing\r\n")
+    assert reply_codes(session) == ["550 5.1.1"]
+    assert session.closed
+
+
+def test_many_pipelined_recipients_are_sent_in_groups() -> None:
+    """RFC 2920 section 3.1: the client may not rely on unlimited buffers."""
+    names = [f"{'x' * 60}{number}@remote.test" for number in range(1000)]
+    session = ready_session()
+    first = start_transaction(session, *names)
+    assert first.startswith(b"MAIL")
+    sent, replied = first, 0
+    while not sent.endswith(b"DATA\r\n"):
+        count = sent.count(b"\r\n") - replied
+        replied += count
+        session.receive(b"250 ok\r\n" * count)
+        group = sent_bytes(session)
+        assert group
+        assert len(group) < 33_000
+        sent += group
+    assert sent.count(b"RCPT") == 1000
+    session.receive(b"250 ok\r\n" * (sent.count(b"\r\n") - replied - 1) + b"354 go\r\n")
+    sent_bytes(session)
+    session.receive(b"250 ok\r\n")
+    assert outcome_names(session) == ["Delivered"] * 1000
+
+
 def test_unsolicited_reply_ends_an_idle_connection() -> None:
     session = ready_session()
     session.receive(b"421 4.4.2 idle\r\n")

@@ -79,6 +79,7 @@ def test_only_the_recipient_that_needs_smtputf8_fails_without_it() -> None:
     session.receive(b"250 ok\r\n")
     assert sent_bytes(session) == b"RCPT TO:<b@xn--bcher-kva.test>\r\n"
     session.receive(b"250 ok\r\n")
+    assert sent_bytes(session) == b"DATA\r\n"
     session.receive(b"354 ok\r\n")
     sent_bytes(session)
     session.receive(b"250 ok\r\n")

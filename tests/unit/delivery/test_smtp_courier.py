@@ -147,6 +147,9 @@ async def test_reply_received_during_cancellation_counts() -> None:
         def writelines(self, list_of_data: object) -> None:
             pass
 
+        def get_write_buffer_size(self) -> int:
+            return 0
+
         def is_closing(self) -> bool:
             return False
 
@@ -207,6 +210,23 @@ async def test_server_that_stops_reading_times_out() -> None:
         assert isinstance(outcome, Deferred)
         assert "timed out" in outcome.reply.text
         over.set()
+
+
+async def test_refusal_while_the_content_is_sent_is_the_outcome() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 hi\r\n")
+        for answer in (b"250 hi\r\n", b"250 ok\r\n", b"250 ok\r\n", b"354 go\r\n"):
+            await reader.readline()
+            writer.write(answer)
+        await reader.readexactly(200_000)
+        writer.write(b"554 5.7.1 listed\r\n")
+        writer.close()
+
+    content = (b"x" * 76 + b"\r\n") * 54_000
+    async with listening(streams(serve)) as port, courier() as smtp:
+        (outcome,) = await smtp.deliver(delivery(relay(port), content=content), content)
+        assert isinstance(outcome, Failed)
+        assert str(outcome.reply) == "554 5.7.1 listed"
 
 
 async def test_slow_but_steady_reader_does_not_time_out() -> None:
