@@ -342,6 +342,7 @@ class Pool:
 
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
+        self._sweeper = loop.call_later(self._sweep_seconds, self._sweep)  # first: an exception below must not end it
         now = loop.time()
         for connection in [*self._assignment.owners, *self._handshakes]:
             connection.check_deadline(now)
@@ -350,5 +351,3 @@ class Pool:
         for peer in [peer for peer in self._assignment.peers.values() if peer.waiting]:
             self._assign(peer)  # safety net: no delivery may be left behind
         self._sources.recheck_suspended(now)
-        if not self._assignment.closed or self._assignment.owners:
-            self._sweeper = loop.call_later(self._sweep_seconds, self._sweep)

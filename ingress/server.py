@@ -27,7 +27,7 @@ from mail.service import ServiceError, cannot_listen
 from mail.settings import LogSettings, NodeSettings, SpoolSettings
 from mail.settings_roles import IngressSettings
 from mail.spool import Spool
-from mail.tasks import cancel_tasks, is_set_within
+from mail.tasks import background, is_set_within
 from mail.telemetry.ingress import IN_FLIGHT_BYTES
 
 logger = structlog.get_logger()
@@ -104,21 +104,20 @@ class Ingress:
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
         """Serve until `stop`, then drain. Raises ServiceError when an address cannot be bound."""
-        monitor_task: asyncio.Task[None] | None = None
         coalescer = WriteCoalescer(asyncio.get_running_loop())
         try:
             for listener in self.listeners:
                 await self._listen(listener, coalescer)
             if self.listeners:
                 IN_FLIGHT_BYTES.set_function(lambda: self._services.memory_budget.used_bytes)
-                monitor_task = asyncio.create_task(self._services.spool_monitor.run(), name="spool monitor")
-                await self._wait_for_log(stop)
-            ready()
-            await stop.wait()
+            async with background(*[self._services.spool_monitor.run()] if self.listeners else []):
+                if self.listeners:
+                    await self._wait_for_log(stop)
+                ready()
+                await stop.wait()
         finally:
             for server in self._servers:
                 server.close()
-            await cancel_tasks(monitor_task)
             await self._drain()
 
     async def _wait_for_log(self, stop: asyncio.Event) -> None:

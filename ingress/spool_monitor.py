@@ -13,6 +13,7 @@ import structlog
 from ingress import replies
 from mail.reply import Reply
 from mail.spool import Spool, SpoolUnavailable
+from mail.tasks import periodically
 
 logger = structlog.get_logger()
 
@@ -31,9 +32,8 @@ class SpoolMonitor:
 
     async def run(self) -> None:
         """Check every second until cancelled."""
-        while True:
-            await self.check()
-            await asyncio.sleep(CHECK_INTERVAL_SECONDS)
+        await self.check()
+        await periodically(CHECK_INTERVAL_SECONDS, self.check, "spool not checked, retrying")
 
     async def check(self) -> None:
         error: str | None = None

@@ -1,23 +1,48 @@
-"""Start and cancellation of background tasks, and waits for an event with a time limit."""
+"""Background tasks: start, periodic calls, cancellation, and waits for an event with a time limit."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
+
+import structlog
+
+logger = structlog.get_logger()
 
 
 @asynccontextmanager
 async def background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
-    """Run `work` while the block runs, and cancel it at the end of the block. Unlike in a TaskGroup, the errors of the
-    block are raised as they are, and those of `work` are ignored.
+    """Run `work` while the block runs, and cancel it at the end of the block. An error of `work` cancels the block.
+    Unlike in a TaskGroup, the first error is raised as it is.
     """
-    tasks = [asyncio.create_task(each) for each in work]
     try:
-        yield
-    finally:
-        await cancel_tasks(*tasks)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(each) for each in work]
+            yield
+            for task in tasks:
+                task.cancel()
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+async def periodically(
+    seconds: float, action: Callable[[], Awaitable[object]], failure_event: str, **fields: object
+) -> None:
+    """Call `action` every `seconds` until cancelled, the first time after `seconds`. An exception is logged with its
+    traceback, unless the call before raised the same, and the calls continue.
+    """
+    last = ""
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await action()
+            last = ""
+        except Exception as error:  # the boundary of a background task
+            if repr(error) != last:
+                logger.exception(failure_event, **fields)
+            last = repr(error)
 
 
 async def cancel_tasks(*tasks: asyncio.Future[Any] | None) -> None:

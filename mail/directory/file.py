@@ -19,7 +19,7 @@ from mail.directory import DirectoryUnusable, Snapshot, User
 from mail.directory.passwords import PasswordChecker, is_hash
 from mail.directory.toml import parse_directory
 from mail.regular_file import read_regular
-from mail.tasks import cancel_tasks
+from mail.tasks import cancel_tasks, periodically
 from mail.telemetry.lookup import DIRECTORY_LAST_RELOAD, DIRECTORY_RELOADS
 
 logger = structlog.get_logger()
@@ -52,7 +52,9 @@ class FileDirectory:
         if not self._snapshot.domains:
             effect = "only clients in ingress.relay_networks can send mail, all others get 550 5.7.1"
             logger.warning(f"directory has no domains: no address is local; {effect}", path=str(self._path))
-        self._watch_task = asyncio.create_task(self._watch(), name="directory-watch")
+        event = "directory not checked, last good version stays in use"
+        watch = periodically(self._poll_interval.total_seconds(), self.poll, event, path=str(self._path))
+        self._watch_task = asyncio.create_task(watch, name="directory-watch")
 
     async def close(self) -> None:
         """Idempotent."""
@@ -105,14 +107,6 @@ class FileDirectory:
                 f"{self._path}: contains no domains, last good version had {previous}; restart eilpost to accept it"
             )
         self._snapshot = snapshot
-
-    async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(self._poll_interval.total_seconds())
-            try:
-                await self.poll()
-            except Exception:  # retried
-                logger.exception("directory not checked, last good version stays in use", path=str(self._path))
 
 
 def find_user(snapshot: Snapshot, login: str) -> User | None:

@@ -150,6 +150,8 @@ class Writer:
 
     def _expire_requests(self) -> None:
         """Reject timed-out requests, except those that wait without limit; the oldest are first."""
+        loop = asyncio.get_running_loop()  # the next call first: an exception below must not end the time-outs
+        self._expiry_timer = loop.call_later(min(1.0, self._timeout / 4), self._expire_requests)
         now = monotonic()
         unlimited: list[Request[Any]] = []
         while self._unanswered and (self._unanswered[0].future.done() or self._unanswered[0].deadline <= now):
@@ -162,8 +164,6 @@ class Writer:
                     request.timed_out = True
                     _reject(request, self._failure)
         self._unanswered.extendleft(reversed(unlimited))
-        loop = asyncio.get_running_loop()
-        self._expiry_timer = loop.call_later(min(1.0, self._timeout / 4), self._expire_requests)
 
     # --- callbacks of the thread
 

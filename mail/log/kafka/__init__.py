@@ -49,7 +49,7 @@ from mail.log.kafka.topic_watcher import TopicWatcher
 from mail.log.topics import ACCEPTED, CONSUMED_BY, DELIVERY, DISPATCHED, EVENTS, ROUTER, ShardCounts
 from mail.record import Accepted, Attempted, Record
 from mail.settings import LogSettings
-from mail.tasks import background, cancel_tasks
+from mail.tasks import background, cancel_tasks, periodically
 
 logger = structlog.get_logger()
 
@@ -270,18 +270,20 @@ class KafkaLog(HistoryQueries):
         )
         if self._topic_watcher.problem is not None:
             member.suspend()
-        async with background(self._probe_events()):
+        numbers = count()
+        probe = periodically(
+            TIMEOUTS.idle_write_seconds, lambda: self._probe_events(next(numbers)), "brokers not probed, retrying"
+        )
+        async with background(probe):
             await member.run(process, stop, on_ready)
 
-    async def _probe_events(self) -> None:
-        """Test until cancelled whether brokers accept writes, on one partition after another: the shards of a router
-        without mail write nothing that would show it.
+    async def _probe_events(self, number: int) -> None:
+        """Test whether brokers accept writes, on one partition after another: the shards of a router without mail
+        write nothing that would show it.
         """
-        for number in count():
-            await asyncio.sleep(TIMEOUTS.idle_write_seconds)
-            if self._topic_watcher.problem is None:
-                partition = self._access.partition(EVENTS, number % self.counts.by_queue_id)
-                await self._report_producer.probe(partition)
+        if self._topic_watcher.problem is None:
+            partition = self._access.partition(EVENTS, number % self.counts.by_queue_id)
+            await self._report_producer.probe(partition)
 
     def _router_shard(self, number: int, may_open: Callable[[], bool]) -> KafkaRouterShard:
         return KafkaRouterShard(
@@ -329,15 +331,8 @@ class KafkaLog(HistoryQueries):
         )
         if self._topic_watcher.problem is not None:
             member.suspend()
-        committer_task = asyncio.create_task(offset_committer.run(), name="offset-committer")
-        membership_task = asyncio.create_task(member.run(process, stop, on_ready), name="delivery-membership")
-        try:
-            await asyncio.wait({committer_task, membership_task}, return_when=asyncio.FIRST_COMPLETED)
-            # Only a bug ends the committer first.
-            await (committer_task if committer_task.done() else membership_task)
-        finally:
-            await cancel_tasks(membership_task)
-            await cancel_tasks(committer_task)
+        async with background(offset_committer.run()):
+            await member.run(process, stop, on_ready)
 
     # --- HistoryLog
 

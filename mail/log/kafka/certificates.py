@@ -18,6 +18,7 @@ import structlog
 from mail.log import LogUnusable
 from mail.log.kafka.timeouts import TIMEOUTS
 from mail.settings import LogSettings
+from mail.tasks import periodically
 from mail.telemetry.runtime import CERTIFICATE_EXPIRY
 
 logger = structlog.get_logger()
@@ -40,17 +41,17 @@ class Certificates:
         self._export_expiry()
 
     async def watch(self) -> None:
-        """Reload changed files until cancelled. Files must be equal in two polls, because a pair is written in two
-        steps.
-        """
-        while True:
-            await asyncio.sleep(TIMEOUTS.watch_seconds)
-            state = await asyncio.to_thread(self._files_state)
-            if state == self._loaded:
-                self._problem = ""
-            elif state == self._last_seen:
-                self._load(already_logged=self._problem)
-            self._last_seen = state
+        """Reload changed files until cancelled."""
+        await periodically(TIMEOUTS.watch_seconds, self._check, "certificates not checked, the loaded ones stay in use")
+
+    async def _check(self) -> None:
+        """Files must be equal in two checks, because a pair is written in two steps."""
+        state = await asyncio.to_thread(self._files_state)
+        if state == self._loaded:
+            self._problem = ""
+        elif state == self._last_seen:
+            self._load(already_logged=self._problem)
+        self._last_seen = state
 
     async def reload(self) -> None:
         """Reload the files now."""

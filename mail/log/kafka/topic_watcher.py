@@ -26,6 +26,7 @@ from mail.log.kafka.topics import (
 )
 from mail.log.topics import ALL_TOPICS, ShardCounts, Topic
 from mail.settings import LogSettings
+from mail.tasks import periodically
 
 logger = structlog.get_logger()
 
@@ -93,20 +94,20 @@ class TopicWatcher:
 
     async def watch(self) -> None:
         """Check until cancelled. Partitions that `dispatched` gains are used for new dispatches."""
-        while True:
-            await asyncio.sleep(TIMEOUTS.watch_seconds)
-            try:
-                await self.check()
-                self._unanswered = 0
-            except LogUnusable as error:
-                self._set_problem(str(error))
-            except LogUnavailable as error:  # appends and reads report the error
-                self._unanswered += 1
-                if self._unanswered >= _UNANSWERED_MAX:
-                    self.outage = str(error)
-                logger.debug("topic check failed, retrying", prefix=self._access.prefix, error=str(error))
-            except Exception:  # retried
-                logger.exception("topic check failed, retrying", prefix=self._access.prefix)
+        event = "topic check failed, retrying"
+        await periodically(TIMEOUTS.watch_seconds, self._check_once, event, prefix=self._access.prefix)
+
+    async def _check_once(self) -> None:
+        try:
+            await self.check()
+            self._unanswered = 0
+        except LogUnusable as error:
+            self._set_problem(str(error))
+        except LogUnavailable as error:  # appends and reads report the error
+            self._unanswered += 1
+            if self._unanswered >= _UNANSWERED_MAX:
+                self.outage = str(error)
+            logger.debug("topic check failed, retrying", prefix=self._access.prefix, error=str(error))
 
     async def check(self) -> None:
         """Check the topics once, and suspend or restart the shards accordingly. Raises LogUnusable, LogUnavailable."""

@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
+from ingress.spool_monitor import SpoolMonitor
 from mail.spool import SpoolUnavailable
+from mail.tasks import background
 from tests.support.servers.ingress import StubSpool, running_ingress
 from tests.support.servers.ports import wait_until
 
@@ -54,3 +56,16 @@ async def test_mail_gets_4xx_while_the_spool_is_unusable(monkeypatch: pytest.Mon
             return (await client.command(mail)).startswith("250")
 
         await wait_until(is_accepted)
+
+
+async def test_check_that_raises_an_unexpected_error_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingress.spool_monitor.CHECK_INTERVAL_SECONDS", 0.001)
+    spool = StubSpool()
+    spool.free_space = 0
+    monitor = SpoolMonitor(spool, 1)
+    async with background(monitor.run()):
+        await wait_until(lambda: monitor.refusal is not None)
+        spool.free_bytes_error = OverflowError("a bug")
+        await asyncio.sleep(0.01)
+        spool.free_space, spool.free_bytes_error = 1 << 40, None
+        await wait_until(lambda: monitor.refusal is None)

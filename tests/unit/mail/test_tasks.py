@@ -6,9 +6,10 @@ import asyncio
 from itertools import islice
 
 import pytest
+from structlog.testing import capture_logs
 
 from mail.backoff import backoff
-from mail.tasks import background, cancel_tasks, is_set_within
+from mail.tasks import background, cancel_tasks, is_set_within, periodically
 
 
 async def test_cancelled_tasks_have_ended_and_their_errors_are_ignored() -> None:
@@ -48,6 +49,47 @@ async def test_background_work_ends_with_the_block_and_errors_of_the_block_are_r
     with pytest.raises(ValueError, match="of the block"):
         await fail_in_block()
     assert ended.is_set()
+
+
+async def test_an_error_of_background_work_cancels_the_block_and_is_raised_as_it_is() -> None:
+    async def fail() -> None:
+        await asyncio.sleep(0)
+        raise ValueError("of the work")
+
+    with pytest.raises(ValueError, match="of the work"):
+        async with background(fail()):
+            await asyncio.Event().wait()
+
+
+async def test_cancellation_of_the_block_stays_a_cancellation() -> None:
+    async def wait_in_block() -> None:
+        async with background(asyncio.sleep(60)):
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(wait_in_block())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_periodic_calls_go_on_after_an_exception_which_is_logged_once() -> None:
+    results = iter([ValueError("disk"), ValueError("disk"), None, ValueError("disk"), OSError("other"), None])
+    ended = asyncio.Event()
+
+    async def act() -> None:
+        result = next(results, ended)
+        if isinstance(result, Exception):
+            raise result
+        if result is ended:
+            ended.set()
+
+    with capture_logs() as lines:
+        async with background(periodically(0, act, "not checked, retrying", path="/spool")):
+            await ended.wait()
+    assert [(line["event"], line["path"], line["log_level"]) for line in lines] == [
+        ("not checked, retrying", "/spool", "error")
+    ] * 3
 
 
 async def test_a_wait_ends_with_the_event_or_the_limit() -> None:
