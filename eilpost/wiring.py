@@ -242,14 +242,17 @@ def make_role(
     settings = process_config.settings
     match name:
         case "ingress":
+            from ingress.listener import configured_listeners
             from ingress.server import Ingress
 
             return Ingress(
+                listeners=configured_listeners(
+                    settings.ingress, settings.node, alias_depth=settings.router.max_alias_depth
+                ),
                 settings=settings.ingress,
                 node=settings.node,
                 spool_settings=settings.spool,
                 log_settings=settings.log,
-                alias_depth=settings.router.max_alias_depth,
                 log=log,
                 spool=spool,
                 directory=directory,

@@ -18,7 +18,7 @@ from ingress import replies
 from ingress.checks import Step
 from ingress.content import content_start, normalize
 from ingress.draft import Draft
-from ingress.listener import Policy
+from ingress.policy import Policy
 from ingress.session import Accept
 from ingress.tenant import tenant_of
 from mail.address import path_text

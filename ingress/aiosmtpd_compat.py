@@ -7,6 +7,7 @@ libraries elsewhere.
 from __future__ import annotations
 
 import asyncio
+from ssl import SSLContext
 
 from aiosmtpd.smtp import SMTP
 
@@ -52,6 +53,12 @@ class SmtpProtocol(SMTP):
     async def drain_writer(self) -> None:
         """Wait until the write buffer has room. Raises ConnectionError."""
         await self._writer.drain()
+
+    async def start_tls(self, context: SSLContext) -> asyncio.Transport:
+        """Handshake as the server; the transport of the encrypted connection. Raises OSError."""
+        await self._writer.start_tls(context)
+        self.transport = self._writer.transport
+        return self._writer.transport  # type: ignore[return-value]
 
     async def _handle_client(self) -> None:
         await self.serve()

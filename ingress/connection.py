@@ -16,11 +16,12 @@ from ingress import esmtp, replies
 from ingress import session as actions
 from ingress.access_policy import QueryMx, normalize_ip
 from ingress.aiosmtpd_compat import SmtpProtocol
-from ingress.framer import Framer
+from ingress.deadline import Deadline
+from ingress.framer import Framer, Malformed
 from ingress.limits import IncomingData
 from ingress.listener import Listener
 from ingress.services import Services
-from ingress.session import Session, SessionEnd
+from ingress.session import SessionEnd
 from ingress.write_coalescer import WriteCoalescer
 from mail.log import Down
 from mail.message import Client
@@ -65,9 +66,7 @@ class Connection(SmtpProtocol):
         self.output: list[bytes] = []  # replies that are not written yet
         self._end: SessionEnd | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_due = 0.0
-        self._deadline = 0.0
+        self._deadline = Deadline(loop, self._on_timeout)
         self._eof = False  # the client sends nothing more; it may still read
         self._lost = False
         self._reading_is_paused = False  # not `_paused`: asyncio uses that name for writing
@@ -83,11 +82,14 @@ class Connection(SmtpProtocol):
         peer = transport.get_extra_info("peername")  # None: the client has already disconnected
         self._ip: str = normalize_ip(peer[0]) if peer else ""
         self._port: int = peer[1] if peer else 0
-        client_policy = self._policy.client_policy(self._ip)
-        self._exempt = client_policy.may_relay  # from the limits per client
-        self._session = Session(self._policy, client_policy)
+        self._client_policy = self._policy.client_policy(self._ip)
+        self._exempt = self._client_policy.may_relay  # from the limits per client
+        self._begin_session(tls=transport.get_extra_info("sslcontext") is not None)
         self._connections.add(self)
         super().connection_made(transport)
+
+    def _begin_session(self, *, tls: bool) -> None:
+        self._session = self._listener.session(self._policy, self._client_policy, tls=tls)
 
     def data_received(self, data: bytes) -> None:
         framer = self.framer
@@ -106,37 +108,25 @@ class Connection(SmtpProtocol):
         # aiosmtpd would cancel the current command; input before the half-close is still handled.
         self._eof = True
         self._wake()
-        return True
+        # True keeps the connection open for replies; TLS of asyncio has no half-closed connections.
+        return self._stream.get_extra_info("sslcontext") is None
 
     def connection_lost(self, error: Exception | None) -> None:
         # aiosmtpd would cancel the current command, even an append. The task sees `_lost` and ends.
         self._lost = True
-        if self._timer is not None:
-            self._timer.cancel()
+        self._deadline.cancel()
         asyncio.StreamReaderProtocol.connection_lost(self, error)
         self.transport = None
         self._wake()
 
-    def reset_timeout(self, seconds: float | None = None) -> None:
-        # One timer per session checks the deadline when it fires, so moving the deadline is cheap.
-        self._deadline = self.loop.time() + (seconds or self._policy.command_seconds)
-        if self._timer is None or self._timer_due > self._deadline:
-            self._arm_timer(self._deadline)
+    def reset_timeout(self) -> None:
+        self._deadline.set(self._policy.command_seconds)
 
-    def _arm_timer(self, due: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_due = due
-        self._timer = self.loop.call_at(due, self._on_timer)
-
-    def _on_timer(self) -> None:
-        now = self.loop.time()
-        if self._deadline - now > 0.001:
-            self._arm_timer(self._deadline)
-        elif self._end:
+    def _on_timeout(self) -> None:
+        if self._end:
             self.abort()
         elif self._command_in_progress:
-            self._arm_timer(now + 1.0)  # the server is busy, the client is not idle
+            self._deadline.set(1.0)  # the server is busy, the client is not idle
         else:
             self._reply_and_end(replies.TIMED_OUT, SessionEnd.TIMEOUT)
             self._close_connection()
@@ -162,12 +152,11 @@ class Connection(SmtpProtocol):
     # Command loop
 
     async def serve(self) -> None:
-        session, limiter = self._session, self._services.connection_limiter
+        limiter = self._services.connection_limiter
         admitted = limiter.acquire(self._ip, exempt=self._exempt)
-        connections = _open_connections(self._listener.name)
-        connections.inc()
+        _open_connections(self._listener.name).inc()
         try:
-            await self._execute(session.greet(self._refuse_connection(admitted=admitted)))
+            await self._execute(self._session.greet(self._refuse_connection(admitted=admitted)))
             await self._run_commands()
         except asyncio.CancelledError:
             if self._command_in_progress:
@@ -180,9 +169,10 @@ class Connection(SmtpProtocol):
             self._release_memory()
             if admitted:
                 limiter.release(self._ip)
-            connections.dec()
+            _open_connections(self._listener.name).dec()
             _ended_sessions(self._listener.name, (self._end or SessionEnd.INTERNAL_ERROR).value).inc()
             self._connections.discard(self)
+            session = self._session
             # Not logged: health checks, which send nothing, and refusals, which were logged before.
             silent = session.helo is None and not session.errors and self._end is SessionEnd.DISCONNECTED
             if self._end not in (SessionEnd.QUIT, SessionEnd.REJECTED) and not silent:
@@ -196,25 +186,14 @@ class Connection(SmtpProtocol):
         return replies.SERVICE_NOT_AVAILABLE if isinstance(self._services.log.condition(), Down) else None
 
     async def _run_commands(self) -> None:
-        session = self._session
         handled = 0
-        while not self._end:
-            if self._lost:  # replies cannot be sent; the client will retry
-                self._end = SessionEnd.DISCONNECTED
-                return
-            line = self.framer.next_line()
-            if line is None:
-                if self._draining and self.loop.time() >= self._drain_at:
-                    self._reply_and_end(replies.SHUTTING_DOWN, SessionEnd.SHUTDOWN)
-                elif not await self._wait_for_input():
-                    self._end = self._end or SessionEnd.DISCONNECTED
-                continue
+        while (line := await self._next_line()) is not None:
             self._command_in_progress = True
             try:
-                await self._execute(session.receive(line, self._services.directory.snapshot))
+                await self._execute(self._session.receive(line, self._services.directory.snapshot))
             except Exception:  # a bug must not end the session; aiosmtpd would send its text in a 5xx reply
-                logger.exception("internal error, command gets 4xx", client=self._ip, verb=session.verb)
-                await self._execute(session.recover(in_data=self.framer.in_data))
+                logger.exception("internal error, command gets 4xx", client=self._ip, verb=self._session.verb)
+                await self._execute(self._session.recover(in_data=self.framer.in_data))
             self._command_in_progress = False
             self._release_memory()
             self.reset_timeout()
@@ -229,10 +208,14 @@ class Connection(SmtpProtocol):
 
     async def _execute(self, steps: actions.Actions) -> None:
         """Execute actions in their order, until the last one or the end of the session; send each result back."""
-        action = next(steps, None)
-        while action is not None and not self._end:
-            result: object = None
+        result: object = None
+        while not self._end:
+            # An action always follows a result. `send` would raise StopIteration after the last one, which costs more.
+            action = next(steps, None) if result is None else steps.send(result)
+            result = None
             match action:
+                case None:
+                    return
                 case Reply():
                     self._reply(action)
                 case actions.CheckCapacity():
@@ -241,6 +224,10 @@ class Connection(SmtpProtocol):
                     result = await self._services.open_tenant(action.tenant)
                 case actions.ReadContent():
                     result = await self._read_content(action.bytes_max)
+                case actions.ReadLine():
+                    result = await self._read_line(action.bytes_max)
+                case actions.StartTls():
+                    await self._start_tls()
                 case actions.Accept():
                     result = await self._services.acceptance.receive(
                         action,
@@ -257,8 +244,6 @@ class Connection(SmtpProtocol):
                     self._end = action.end
                 case _:
                     assert_never(action)
-            # An action always follows a result. `send` would raise StopIteration after the last one, which costs more.
-            action = next(steps, None) if result is None else steps.send(result)
 
     def _reply(self, reply: Reply) -> None:
         self.output.append(_encoded(reply))
@@ -269,11 +254,49 @@ class Connection(SmtpProtocol):
         self._end = end
 
     def _refuse(self, action: actions.Refused) -> None:
-        reply = action.reply
-        logger.info("command refused", client=self._ip, verb=self._session.verb, reply=str(reply), **action.fields)
+        verb, reply = self._session.verb, action.reply
+        logger.info("command refused", client=self._ip, verb=verb, reply=str(reply), **action.fields)
         if action.counted:
             _refused_messages("tempfail" if reply.is_temporary else "rejected").inc()
         self._reply(reply)
+
+    async def _next_line(self) -> bytes | Malformed | None:
+        """Wait for a line. None: the session has ended."""
+        while not self._end:
+            if self._lost:  # replies cannot be sent; the client will retry
+                self._end = SessionEnd.DISCONNECTED
+            elif (line := self.framer.next_line()) is not None:
+                return line
+            elif self._draining and self.loop.time() >= self._drain_at:
+                self._reply_and_end(replies.SHUTTING_DOWN, SessionEnd.SHUTDOWN)
+            elif not await self._wait_for_input():
+                self._end = self._end or SessionEnd.DISCONNECTED
+        return None
+
+    async def _read_line(self, bytes_max: int) -> bytes | Malformed | None:
+        self.framer.line_max = bytes_max
+        self._command_in_progress = False
+        self.reset_timeout()
+        line = await self._next_line()
+        self._command_in_progress = True
+        self.framer.line_max = esmtp.LONGEST_LINE
+        return line
+
+    async def _start_tls(self) -> None:
+        """TLS handshake. What the client sent ahead in clear is discarded, and nothing that the session knows survives
+        (RFC 3207 section 4.2).
+        """
+        assert self._listener.tls is not None
+        await self._flush()
+        self.framer.clear()  # no octet is read in clear after this line
+        try:
+            self._stream = await self.start_tls(self._listener.tls)
+        except OSError as error:  # ssl.SSLError is one
+            logger.info("TLS handshake failed, session closed", client=self._ip, error=str(error) or "connection lost")
+            self._end = SessionEnd.DISCONNECTED
+            return
+        self._reading_is_paused = False  # the new transport reads
+        self._begin_session(tls=True)
 
     async def _wait_for_input(self) -> bool:
         """Send queued replies and wait for input. Return False when there will be none."""
@@ -319,8 +342,7 @@ class Connection(SmtpProtocol):
         self._write_output()
         if not self._lost:
             self._stream.close()
-            self._deadline = self.loop.time() + _LINGER_SECONDS
-            self._arm_timer(self._deadline)
+            self._deadline.set(_LINGER_SECONDS)
         self._wake()
 
     # Message data
@@ -362,7 +384,7 @@ class Connection(SmtpProtocol):
             budget.resize(incoming, 0, now)
         seconds = self._policy.data_seconds
         limit = 5 * seconds + self.framer.data_held_bytes / _LONG_DATA_MIN_BYTES_PER_SECOND
-        self.reset_timeout(max(0.001, min(seconds, incoming.started_at + limit - now)))
+        self._deadline.set(max(0.001, min(seconds, incoming.started_at + limit - now)))
 
     def _abort_slow_data(self) -> None:
         """Called by the memory budget when memory is short and this data arrives slowly."""

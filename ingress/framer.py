@@ -26,7 +26,7 @@ class Framer:
     """
 
     def __init__(self, line_max: int) -> None:
-        self._line_max = line_max
+        self.line_max = line_max
         self._buffer = bytearray()
         self._scanned = 0  # prefix of the buffer that contains no terminator
         self._overlong = False
@@ -42,6 +42,11 @@ class Framer:
         if self.in_data and self._data_end < 0:
             self._find_end_of_data()
 
+    def clear(self) -> None:
+        """Discard everything that was received and not handled; between commands only."""
+        self._buffer.clear()
+        self._scanned = 0
+
     @property
     def pipelined_bytes(self) -> int:
         """Octets received ahead of the current command or data; the session pauses reading when there are too many."""
@@ -52,14 +57,14 @@ class Framer:
     @property
     def has_line(self) -> bool:
         """Whether `next_line` can make progress: a line ending, or more octets than a line may have."""
-        return self._buffer.find(b"\n", self._scanned) >= 0 or len(self._buffer) > self._line_max
+        return self._buffer.find(b"\n", self._scanned) >= 0 or len(self._buffer) > self.line_max
 
     def next_line(self) -> bytes | Malformed | None:
         """The next command line without its CRLF; None when it is incomplete."""
         buffer = self._buffer
         line_end = buffer.find(b"\n", self._scanned)
         if line_end < 0:
-            if len(buffer) > self._line_max:
+            if len(buffer) > self.line_max:
                 self._overlong = True
                 buffer.clear()
             self._scanned = len(buffer)
@@ -67,7 +72,7 @@ class Framer:
         self._scanned = 0
         line = bytes(buffer[: line_end + 1])
         del buffer[: line_end + 1]
-        if self._overlong or line_end >= self._line_max:
+        if self._overlong or line_end >= self.line_max:
             self._overlong = False
             return Malformed.TOO_LONG
         return line[:-2] if line.endswith(b"\r\n") else Malformed.BARE_LF

@@ -1,68 +1,53 @@
-"""Listeners: an address, and the policy of the sessions there. Pure."""
+"""Listeners: the one list of a process, made from the settings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from ssl import SSLContext
 
 from ingress import access_policy
-from ingress.checks import MX_STEPS, Step
-from ingress.draft import Facts
-from mail.reply import Reply
-
-
-@dataclass(frozen=True)
-class Policy:
-    """What the sessions of a listener offer and allow. Another role (submission) needs another `Policy`, not another
-    session class.
-    """
-
-    hostname: str
-    relay_networks: tuple[access_policy.Network, ...]
-    sender_must_resolve: bool
-    sender_check_exempts_relay_networks: bool
-    vrfy_enabled: bool
-    max_size: int
-    max_recipients: int
-    max_errors: int
-    max_hops: int
-    alias_depth: int
-    command_seconds: float
-    data_seconds: float
-    steps: tuple[Step, ...] = MX_STEPS
-
-    def client_policy(self, ip: str) -> access_policy.ClientPolicy:
-        may_relay = bool(ip) and access_policy.is_within(ip, self.relay_networks)
-        return access_policy.ClientPolicy(
-            may_relay=may_relay,
-            sender_must_resolve=self.sender_must_resolve
-            and not (may_relay and self.sender_check_exempts_relay_networks),
-        )
-
-    @cached_property
-    def facts(self) -> Facts:
-        return Facts(self.hostname, self.max_size, self.max_hops)
-
-    @cached_property
-    def greeting(self) -> Reply:
-        return Reply(220, "", f"{self.hostname} ESMTP eilpost")
-
-    @cached_property
-    def helo_reply(self) -> Reply:
-        return Reply(250, "", self.hostname)
-
-    @cached_property
-    def ehlo_reply(self) -> Reply:
-        """RFC 5321 section 4.1.1.1: the host name, then the extensions."""
-        extensions = ("PIPELINING", f"SIZE {self.max_size}", "ENHANCEDSTATUSCODES", "8BITMIME", "SMTPUTF8")
-        return Reply(250, "", "\n".join((self.hostname, *extensions)))
+from ingress.policy import Policy
+from ingress.session import Session
+from mail.service import ServiceError
+from mail.settings import NodeSettings
+from mail.settings_roles import IngressSettings
 
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """`name` is its metric label; `setting` is the key of its address."""
+    """`name` is its metric label; `setting` is the key of its address. With `tls`, connections begin with the handshake
+    (`implicit_tls`), or
+    a session may begin it (STARTTLS). `session` is the class of its sessions.
+    """
 
     name: str
     setting: str
     address: str
     policy: Policy
+    tls: SSLContext | None = None
+    implicit_tls: bool = False
+    session: type[Session] = Session
+
+
+def configured_listeners(settings: IngressSettings, node: NodeSettings, *, alias_depth: int) -> list[Listener]:
+    """The listeners that have an address. Raises ServiceError."""
+    try:
+        networks = access_policy.parse_networks(settings.relay_networks)
+    except ValueError as error:
+        raise ServiceError(f"ingress.relay_networks: {error}") from None
+    policy = Policy(
+        hostname=node.hostname,
+        relay_networks=networks,
+        sender_must_resolve=settings.sender_domain_must_resolve,
+        sender_check_exempts_relay_networks=settings.sender_check_exempts_relay_networks,
+        vrfy_enabled=settings.vrfy,
+        max_size=settings.max_message_size,
+        max_recipients=settings.max_recipients,
+        max_errors=settings.max_errors,
+        max_hops=settings.max_hops,
+        alias_depth=alias_depth,
+        command_seconds=settings.command_timeout.total_seconds(),
+        data_seconds=settings.data_timeout.total_seconds(),
+    )
+    listeners = (Listener("mx", "ingress.smtp_listen", settings.smtp_listen, policy),)
+    return [listener for listener in listeners if listener.address]

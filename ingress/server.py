@@ -7,15 +7,14 @@ safe: a client without a 250 sends the message again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
-from ingress import access_policy
 from ingress.accept import Acceptance
 from ingress.connection import Connection
 from ingress.limits import ConnectionLimiter, MemoryBudget
-from ingress.listener import Listener, Policy
+from ingress.listener import Listener
 from ingress.services import Services
 from ingress.spool_monitor import SpoolMonitor
 from ingress.write_coalescer import WriteCoalescer
@@ -28,7 +27,7 @@ from mail.settings import LogSettings, NodeSettings, SpoolSettings
 from mail.settings_roles import IngressSettings
 from mail.spool import Spool
 from mail.tasks import background, is_set_within
-from mail.telemetry.ingress import IN_FLIGHT_BYTES
+from mail.telemetry.ingress import IN_FLIGHT_BYTES, prepare_listener
 
 logger = structlog.get_logger()
 
@@ -46,11 +45,11 @@ class Ingress:
     def __init__(
         self,
         *,
+        listeners: Sequence[Listener],
         settings: IngressSettings,
         node: NodeSettings,
         spool_settings: SpoolSettings,
         log_settings: LogSettings,
-        alias_depth: int,
         log: Appender,
         spool: Spool,
         directory: Directory,
@@ -59,7 +58,9 @@ class Ingress:
         self._drain_seconds = node.drain_timeout.total_seconds()
         self.connections: set[Connection] = set()
         self._servers: list[asyncio.Server] = []
-        self.bound_addresses: list[tuple[str, int]] = []  # after `ready`; tells the port when 0 was configured
+        self.listeners = list(listeners)
+        # By name of the listener, after `ready`; tells the port when 0 was configured.
+        self.bound_addresses: dict[str, tuple[str, int]] = {}
         self._services = Services(
             directory=directory,
             resolver=resolver,
@@ -81,26 +82,6 @@ class Ingress:
             ),
             spool_monitor=SpoolMonitor(spool, log_settings.min_free_disk),
         )
-        try:
-            networks = access_policy.parse_networks(settings.relay_networks)
-        except ValueError as error:
-            raise ServiceError(f"ingress.relay_networks: {error}") from None
-        policy = Policy(
-            hostname=node.hostname,
-            relay_networks=networks,
-            sender_must_resolve=settings.sender_domain_must_resolve,
-            sender_check_exempts_relay_networks=settings.sender_check_exempts_relay_networks,
-            vrfy_enabled=settings.vrfy,
-            max_size=settings.max_message_size,
-            max_recipients=settings.max_recipients,
-            max_errors=settings.max_errors,
-            max_hops=settings.max_hops,
-            alias_depth=alias_depth,
-            command_seconds=settings.command_timeout.total_seconds(),
-            data_seconds=settings.data_timeout.total_seconds(),
-        )
-        mx = Listener("mx", "ingress.smtp_listen", settings.smtp_listen, policy)
-        self.listeners = [listener for listener in (mx,) if listener.address]
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
         """Serve until `stop`, then drain. Raises ServiceError when an address cannot be bound."""
@@ -130,17 +111,19 @@ class Ingress:
             host, port = endpoint.parse(listener.address)
         except ValueError as error:
             raise ServiceError(f"{listener.setting}: {listener.address!r}: {error}") from None
+        prepare_listener(listener.name)
         loop = asyncio.get_running_loop()
 
         def connect() -> Connection:
             return Connection(listener, self._services, self.connections, coalescer, loop)
 
         try:
-            server = await loop.create_server(connect, host, port, backlog=_BACKLOG)
+            implicit_tls = listener.tls if listener.implicit_tls else None
+            server = await loop.create_server(connect, host, port, backlog=_BACKLOG, ssl=implicit_tls)
         except OSError as error:
             raise cannot_listen(listener.setting, listener.address, error) from None
         self._servers.append(server)
-        self.bound_addresses += [socket.getsockname()[:2] for socket in server.sockets]
+        self.bound_addresses[listener.name] = server.sockets[0].getsockname()[:2]
         logger.debug("listening", role=self.name, listener=listener.name, address=listener.address)
 
     async def _drain(self) -> None:

@@ -17,7 +17,7 @@ from ingress import access_policy, esmtp, replies
 from ingress.access_policy import QueryMx
 from ingress.esmtp import MailFrom, parse_command, parse_hello, parse_mail, parse_rcpt, parse_vrfy
 from ingress.framer import Malformed
-from ingress.listener import Policy
+from ingress.policy import Policy
 from ingress.received import with_protocol
 from ingress.tenant import may_share_transaction, tenant_of
 from mail.address import Address, path_text
@@ -75,6 +75,16 @@ class ReadContent(Struct, frozen=True):
     bytes_max: int
 
 
+class ReadLine(Struct, frozen=True):
+    """Read a line that is not a command, of at most `bytes_max` octets with its CRLF. Result: as for `receive`."""
+
+    bytes_max: int
+
+
+class StartTls(Struct, frozen=True):
+    """Send the replies, then begin TLS with a new session. The session yields nothing after it."""
+
+
 class Accept(Struct, frozen=True):
     """Make the message that was read durable. Result: the reply, and log fields when it is a refusal."""
 
@@ -92,7 +102,7 @@ class Close(Struct, frozen=True):
 
 # A Reply is sent, together with those to other pipelined commands (RFC 2920 section 3.2). The result of QueryMx is the
 # refusal or None.
-Action = Reply | Refused | CheckCapacity | QueryMx | OpenTenant | ReadContent | Accept | Close
+Action = Reply | Refused | CheckCapacity | QueryMx | OpenTenant | ReadContent | ReadLine | StartTls | Accept | Close
 Actions = Generator[Action, Any, None]
 _Steps = Generator[Action, Any, Reply | Refused]
 
@@ -107,10 +117,11 @@ RCPT: _State = {"MAIL": replies.NESTED_MAIL}  # at least one recipient
 
 
 class Session:
-    """One session of a client with `client_policy`, on a listener with `policy`."""
+    """One session of a client with `client_policy`, on a listener with `policy`. `tls`: the connection is encrypted."""
 
-    def __init__(self, policy: Policy, client_policy: access_policy.ClientPolicy) -> None:
+    def __init__(self, policy: Policy, client_policy: access_policy.ClientPolicy, *, tls: bool = False) -> None:
         self._policy = policy
+        self._tls = tls
         self._client_policy = client_policy
         self._snapshot: Snapshot  # of the current command
         self._state: _State = START
@@ -277,7 +288,7 @@ class Session:
             reply = yield ReadContent(self._policy.max_size)
             self.verb = "CONTENT"
             if reply is None:
-                protocol = with_protocol(extended=self._extended, smtputf8=mail.smtputf8)
+                protocol = with_protocol(extended=self._extended, smtputf8=mail.smtputf8, tls=self._tls)
                 reply, fields = yield Accept(mail, tuple(self._recipients.values()), self.helo or "", protocol)
             self._reset()
         if reply.code != 250:

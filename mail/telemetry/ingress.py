@@ -8,23 +8,20 @@ _ingress = Component("ingress")
 
 VERBS = ("DATA", "EHLO", "EXPN", "HELO", "HELP", "MAIL", "NOOP", "QUIT", "RCPT", "RSET", "VRFY")
 _STAGES = ("CONTENT", "CONNECT", "OTHER")
-_LISTENERS = ("mx",)
+_ENDS = (
+    *("quit", "disconnected", "timeout", "slow", "rejected", "too_many_errors", "not_smtp"),
+    *("internal_error", "shutdown", "aborted"),
+)
 
 SMTP_CONNECTIONS = _ingress.gauge(
-    "smtp_connections", "Number of open SMTP connections by listener.", {"listener": _LISTENERS}
+    "smtp_connections", "Number of open SMTP connections by listener: mx.", {"listener": ()}
 )
 SMTP_SESSIONS = _ingress.counter(
     "smtp_sessions",
-    "Total number of ended SMTP sessions by listener and cause: quit, disconnected (by the client), timeout, slow "
+    "Total number of ended SMTP sessions by listener (mx) and cause: quit, disconnected (by the client), timeout, slow "
     "(message data too slow while memory is short), rejected (421), too_many_errors (of the client), not_smtp (an "
     "HTTP request), internal_error, shutdown (between messages), aborted (shutdown during a message).",
-    {
-        "listener": _LISTENERS,
-        "end": (
-            *("quit", "disconnected", "timeout", "slow", "rejected", "too_many_errors", "not_smtp"),
-            *("internal_error", "shutdown", "aborted"),
-        ),
-    },
+    {"listener": (), "end": _ENDS},
 )
 SMTP_REPLIES = _ingress.counter(
     "smtp_replies",
@@ -50,3 +47,10 @@ IN_FLIGHT_BYTES = _ingress.gauge(
     "ingress_in_flight_bytes",
     "Message data in memory that is not accepted yet, in bytes. ingress.max_in_flight_bytes limits it.",
 )
+
+
+def prepare_listener(name: str) -> None:
+    """Create the children of a listener."""
+    SMTP_CONNECTIONS.labels(name)
+    for end in _ENDS:
+        SMTP_SESSIONS.labels(name, end)

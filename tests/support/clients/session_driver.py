@@ -10,7 +10,7 @@ from ingress.access_policy import ClientPolicy
 from ingress.content import normalize
 from ingress.esmtp import LONGEST_LINE
 from ingress.framer import Framer
-from ingress.listener import Policy
+from ingress.policy import Policy
 from ingress.session import Session, SessionEnd
 from mail.reply import Reply
 from tests.support.servers.ingress import make_snapshot

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from ssl import SSLContext
 from typing import Any
 
+from ingress.listener import configured_listeners
 from ingress.server import Ingress
 from mail.address import Address
 from mail.directory import Domain, Snapshot, User
@@ -149,12 +151,13 @@ class RunningIngress:
         self.resolver = make_resolver()
         self.directory: Any = settings.pop("directory", None) or StaticDirectory(make_snapshot())
         node = settings.pop("node", NodeSettings(hostname="mx.example.test", drain_timeout="2s"))
+        ingress_settings = IngressSettings(**{"smtp_listen": "127.0.0.1:0", **settings})
         self.ingress = Ingress(
-            settings=IngressSettings(**{"smtp_listen": "127.0.0.1:0", **settings}),
+            listeners=configured_listeners(ingress_settings, node, alias_depth=20),
+            settings=ingress_settings,
             node=node,
             spool_settings=SpoolSettings(),
             log_settings=LogSettings(),
-            alias_depth=20,
             log=self.log,
             spool=self.spool,  # type: ignore[arg-type]  # ingress uses put and free_bytes only
             directory=self.directory,
@@ -181,9 +184,9 @@ class RunningIngress:
     def in_flight_bytes(self) -> float:
         return value("ingress_in_flight_bytes")
 
-    async def connect(self) -> SmtpClient:
-        host, port = self.ingress.bound_addresses[0]
-        reader, writer = await asyncio.open_connection(host, port)
+    async def connect(self, listener: str = "mx", tls: SSLContext | None = None) -> SmtpClient:
+        host, port = self.ingress.bound_addresses[listener]
+        reader, writer = await asyncio.open_connection(host, port, ssl=tls)
         self._clients.append(writer)
         return SmtpClient(reader, writer)
 

@@ -64,7 +64,7 @@ async def test_draining_aborts_sessions_after_the_drain_time() -> None:
 
 async def test_port_in_use_is_a_service_error() -> None:
     async with running_ingress() as server:
-        host, port = server.ingress.bound_addresses[0]
+        host, port = server.ingress.bound_addresses["mx"]
         with pytest.raises(ServiceError, match=r"ingress\.smtp_listen"):
             await RunningIngress(smtp_listen=f"{host}:{port}").start()
 

@@ -70,6 +70,8 @@ def test_children_exist_before_the_first_event() -> None:
         "eilpost_certificate_expiry_timestamp_seconds",
         "eilpost_delivery_attempts_total",  # providers by LMTP
         "eilpost_delivery_failures_total",
+        "eilpost_smtp_connections",  # listeners, when they open (tests/unit/ingress/test_listeners.py)
+        "eilpost_smtp_sessions_total",
     }
     deferred = (("provider", "google"), ("result", "deferred"), ("transport", "smtp"))
     assert deferred in found["eilpost_delivery_attempts_total"]
