@@ -50,6 +50,9 @@ class _Verb(Enum):
     QUIT = "QUIT"
 
 
+_GREETINGS = (_Verb.GREETING, _Verb.EHLO, _Verb.HELO)
+
+
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """Time-outs for the server's replies (RFC 5321 section 4.5.3.2)."""
@@ -63,16 +66,26 @@ class Timeouts:
 
 
 class ClientSession:
-    """Protocol state of one connection. `remote` is the server as shown to people, "mx.example.test[192.0.2.1]:25"."""
+    """Protocol state of one connection. `remote` is the server as shown to people, "mx.example.test[192.0.2.1]:25".
+    `own_names`: of this server; one that greets with such a name is this server.
+    """
 
-    def __init__(self, hostname: str, remote: str, protocol: RelayProtocol = RelayProtocol.SMTP) -> None:
+    def __init__(
+        self,
+        hostname: str,
+        remote: str,
+        protocol: RelayProtocol = RelayProtocol.SMTP,
+        own_names: frozenset[str] = frozenset(),
+    ) -> None:
         self.remote = remote
         self.phase = Phase.GREETING
         self.capabilities = Capabilities()
         self.result: TransactionResult | None = None
         self.refusal: Reply | None = None  # why the connection failed before READY; 4xx
         self.refused_by: Reply | None = None  # the server's own reply, if `refusal` is because of one
+        self.is_own = False  # the server has one of `own_names`
         self.dot_sent = False
+        self._own_names = own_names
         self._hostname = hostname.encode("ascii", "replace")
         self._protocol = protocol
         self._parser = ReplyParser()
@@ -186,6 +199,10 @@ class ClientSession:
         if reply.code == 421 and verb is not _Verb.QUIT:  # RFC 5321 section 3.8: the server closes, at any point
             self._on_service_closing(verb, reply)
             return
+        if verb in _GREETINGS and not reply.negative and self._is_own_name(reply):
+            self._fail_handshake("has the name of this server:", reply)
+            self.is_own = True
+            return
         match verb:
             case _Verb.MAIL | _Verb.RCPT | _Verb.RSET:
                 self._on_envelope(verb, reply)
@@ -218,6 +235,11 @@ class ClientSession:
                     self._fail_handshake("replied to HELO:", reply)
             case _Verb.QUIT:
                 self.phase = Phase.CLOSED
+
+    def _is_own_name(self, reply: ServerReply) -> bool:
+        """RFC 5321 sections 4.2 and 4.1.1.1: the reply begins with the server's host name."""
+        name = reply.lines[0].strip().partition(b" ")[0]
+        return name.decode("ascii", "replace").rstrip(".").lower() in self._own_names
 
     @property
     def _ehlo_verb(self) -> bytes:

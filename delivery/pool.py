@@ -15,15 +15,16 @@ from delivery.assignment import Assignment, Close, Give, Peer, Refuse
 from delivery.client_session import ClientSession, Timeouts
 from delivery.connection import Connection
 from delivery.exchangers import Exchangers
+from delivery.own_addresses import OwnAddresses
 from delivery.peer import PeerKey
 from delivery.site_window import SiteWindows
 from delivery.source_addresses import NoSource, SourceAddresses
 from delivery.targets import NoTarget, Target, TargetSelector
 from delivery.transaction import TransactionResult
 from delivery.walk import Walk
-from mail.reply import Reply
+from mail.reply import LOOPS_BACK, Reply
 from mail.resolver import Resolver
-from mail.route import RelayProtocol, Route, ToRelay
+from mail.route import RelayProtocol, Route, ToMx, ToRelay
 from mail.settings_roles import DeliverySettings
 from mail.telemetry.delivery import CONNECTION_ERRORS, SLOT_WAIT
 
@@ -42,6 +43,7 @@ _CONNECT_ERRORS = {
 
 _RECENT_SUCCESS_SECONDS = 60.0
 # A site that worked recently and refuses connections is usually restarting: retry before it is backed off.
+_NO_ADDRESSES = OwnAddresses()
 _RECONNECT_DELAYS_SECONDS = (0.25, 0.75, 1.5)
 
 
@@ -81,12 +83,14 @@ class Pool:
         windows: SiteWindows,
         resolver: Resolver,
         hostname: str,
+        own_addresses: OwnAddresses = _NO_ADDRESSES,
         timeouts: Timeouts | None = None,
     ) -> None:
         self._sources = SourceAddresses(settings.source_addresses)
         self._exchangers = Exchangers(settings.reconnect_backoff.total_seconds())
-        self._targets = TargetSelector(resolver, settings, self._sources, self._exchangers)
+        self._targets = TargetSelector(resolver, settings, self._sources, self._exchangers, own_addresses)
         self._hostname = settings.ehlo_name or hostname
+        self._own_names = frozenset({self._hostname.lower(), hostname.lower()} - {"localhost"})
         self._timeouts = timeouts or Timeouts()
         self._settings = settings
         self._idle_seconds = settings.idle_timeout.total_seconds()
@@ -296,6 +300,9 @@ class Pool:
                     return result
                 failures.append(result)
                 walk.on_no_target(result.remote, result.said or result.reply)
+                if result.is_own:
+                    walk.remove_own(result.host)
+                    break
                 if isinstance(target, Target):
                     failed_addresses.append(target.ip)
         return failures or [NoTarget("", "", NOT_CONNECTED)]
@@ -311,7 +318,8 @@ class Pool:
         """Connect to one address up to READY, or return the failure."""
         remote = str(target)
         protocol = route.protocol if isinstance(route, ToRelay) else RelayProtocol.SMTP
-        session = ClientSession(self._hostname, remote, protocol)
+        own_names = self._own_names if isinstance(route, ToMx) else frozenset()
+        session = ClientSession(self._hostname, remote, protocol, own_names)
         exchanger = self._exchangers.use(target.host, target.port)
         loop = asyncio.get_running_loop()
         connection = Connection(key, session, self._timeouts, self._on_connection_closed, loop)
@@ -335,6 +343,8 @@ class Pool:
             self._handshakes.discard(connection)
         if refusal is not None:
             CONNECTION_ERRORS.labels("greeting").inc()
+            if session.is_own:
+                return NoTarget(target.host, remote, LOOPS_BACK, session.refused_by, is_own=True)
             return NoTarget(target.host, remote, refusal, session.refused_by)
         return connection if connection.usable else NoTarget(target.host, remote, CONNECTION_LOST.about(remote))
 

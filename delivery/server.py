@@ -10,6 +10,7 @@ import structlog
 from delivery.attempt import AttemptRunner
 from delivery.capacity import Capacity
 from delivery.mailbox_courier import MailboxCourier
+from delivery.own_addresses import OwnAddresses
 from delivery.pool import Pool
 from delivery.smtp_courier import SmtpCourier
 from delivery.worker import ReportFailed, Worker
@@ -43,11 +44,18 @@ class DeliveryRole:
         directory: Directory,
         resolver: Resolver,
         mailboxes: Mailboxes,
+        own_addresses: OwnAddresses,
     ) -> None:
         self._drain_seconds = node.drain_timeout.total_seconds()
         self._log = log
         self._capacity = Capacity(settings, spool)
-        self._pool = Pool(settings=settings, windows=self._capacity.windows, resolver=resolver, hostname=node.hostname)
+        self._pool = Pool(
+            settings=settings,
+            windows=self._capacity.windows,
+            resolver=resolver,
+            hostname=node.hostname,
+            own_addresses=own_addresses,
+        )
         mailbox = MailboxCourier(mailboxes=mailboxes, directory=directory)
         self._attempt_runner = AttemptRunner(smtp=SmtpCourier(self._pool), mailbox=mailbox, spool=spool)
 

@@ -6,17 +6,20 @@ needed, and bounded in number, so that a host with many dead addresses does not 
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from operator import itemgetter
 from typing import assert_never
 
 from delivery.exchangers import Exchangers
+from delivery.own_addresses import OwnAddresses
 from delivery.source_addresses import SourceAddresses
 from delivery.walk import Walk
-from mail.reply import Reply
-from mail.resolver import DnsUnknown, IpAddresses, NoRecords, NoSuchDomain, Resolver
+from mail.reply import LOOPS_BACK, Reply
+from mail.resolver import AddressAnswer, DnsUnknown, IpAddresses, NoRecords, NoSuchDomain, Resolver
 from mail.route import Route, ToMailbox, ToMx, ToRelay, Unresolved
 from mail.settings_roles import DeliverySettings
 
@@ -26,6 +29,8 @@ ADDRESSES_PER_HOST_MAX = 4
 HOSTS_MAX = 20  # look-ups per attempt, so that many hosts without addresses do not delay it for hours
 
 IN_BACKOFF = Reply(451, "4.4.1", "Not tried: it failed a moment ago")
+# Temporary: the operator can correct the setting.
+RELAY_LOOPS_BACK = Reply(451, "4.4.6", "The relay is this server itself")
 NO_ADDRESS = Reply(550, "5.4.4", "No mail exchanger of the domain has an address")
 
 
@@ -45,7 +50,7 @@ class Target:
 class NoTarget:
     """A target that cannot be used, or a host without one. `reply` is the reason for the delivery, 4xx if it may be
     temporary; `said` is what the server itself replied. `is_without_source`: the host has addresses, but this process
-    has no source address for them.
+    has no source address for them. `is_own`: the server has the name of this one.
     """
 
     host: str
@@ -53,18 +58,25 @@ class NoTarget:
     reply: Reply
     said: Reply | None = None
     is_without_source: bool = False
+    is_own: bool = False
 
 
 class TargetSelector:
     """Selects targets, among them only addresses that this process has a source address for."""
 
     def __init__(
-        self, resolver: Resolver, settings: DeliverySettings, sources: SourceAddresses, exchangers: Exchangers
+        self,
+        resolver: Resolver,
+        settings: DeliverySettings,
+        sources: SourceAddresses,
+        exchangers: Exchangers,
+        own: OwnAddresses,
     ) -> None:
         self._resolver = resolver
         self._settings = settings
         self._sources = sources
         self._exchangers = exchangers
+        self._own = own
         self._random = random.Random()  # noqa: S311 - spreads load, keeps no secret
 
     def hosts(self, route: Route) -> tuple[tuple[tuple[int, str], ...], int]:
@@ -91,44 +103,55 @@ class TargetSelector:
     async def targets(self, route: Route, walk: Walk, now_seconds: float) -> AsyncGenerator[Target | NoTarget, None]:
         """The addresses to try, best first; a NoTarget for each host without one. Empty only if not `has_next`."""
         hosts, port = self._hosts_of_walk(route, walk)
-        delayed: list[tuple[str, str]] = []
+        delayed: list[tuple[str, str, AddressAnswer]] = []
         count = 0
-        for host in hosts:
-            if host in walk.turned:
-                continue
-            reason = self._exchangers.backoff_reason(host, port, now_seconds)
-            if reason is not None:
-                delayed.append((host, reason))
-                continue
-            async for item in self._targets_of(route, host, port, walk):
-                count += isinstance(item, Target)
-                yield item
-        for host, reason in delayed:
+        own: str | None = None
+        for preference, group in groupby(hosts, key=itemgetter(0)):
+            names = [host for _, host in group if host not in walk.turned]
+            answers = await asyncio.gather(*(self._resolver.addresses(host) for host in names))
+            own = next((host for host, answer in zip(names, answers, strict=True) if self._is_own(answer, port)), None)
+            if own is not None:  # RFC 5321 section 5.1: this server and all exchangers that are not better are out
+                walk.remove_from(preference)
+                yield NoTarget(own, own, LOOPS_BACK if isinstance(route, ToMx) else RELAY_LOOPS_BACK)
+                break
+            for host, answer in zip(names, answers, strict=True):
+                reason = self._exchangers.backoff_reason(host, port, now_seconds)
+                if reason is not None:
+                    delayed.append((host, reason, answer))
+                    continue
+                for item in self._targets_of(route, host, port, answer, walk):
+                    count += isinstance(item, Target)
+                    yield item
+        for host, reason, answer in delayed:
             if walk.sessions:
                 yield NoTarget(host, host, IN_BACKOFF.with_text(f"{IN_BACKOFF.text}: {reason}"))
                 continue
-            async for item in self._targets_of(route, host, port, walk):
+            for item in self._targets_of(route, host, port, answer, walk):
                 count += isinstance(item, Target)
                 yield item
         if walk.sessions == 1:  # RFC 5321 section 5.1: at least two addresses
-            for host in hosts:
+            for _, host in hosts:
                 if host in walk.turned:
-                    async for item in self._targets_of(route, host, port, walk):
+                    for item in self._targets_of(route, host, port, await self._resolver.addresses(host), walk):
                         if isinstance(item, Target):
                             yield item
-        elif not count and len(route.hosts if isinstance(route, ToMx) else ()) > HOSTS_MAX:
-            # Later hosts may have an address.
+        elif (
+            own is None and not count and isinstance(route, ToMx) and len(route.hosts) > HOSTS_MAX
+        ):  # later hosts may have an address
             text = f"None of the first {HOSTS_MAX} mail exchangers has an address"
-            yield NoTarget(hosts[-1], hosts[-1], Reply(451, "4.4.4", text))
+            yield NoTarget(hosts[-1][1], hosts[-1][1], Reply(451, "4.4.4", text))
+
+    def _is_own(self, answer: AddressAnswer, port: int) -> bool:
+        return isinstance(answer, IpAddresses) and any(self._own.contains(ip, port) for ip in answer.addresses)
 
     async def has_next(self, route: Route, walk: Walk) -> bool:
         """Whether there is a target that had no turn in this walk."""
         hosts, _ = self._hosts_of_walk(route, walk)
-        if any(host not in walk.turned for host in hosts):
+        if any(host not in walk.turned for _, host in hosts):
             return True
         if walk.sessions != 1:
             return False
-        for host in hosts:
+        for _, host in hosts:
             answer = await self._resolver.addresses(host)
             if isinstance(answer, IpAddresses) and walk.addresses.issuperset(answer.addresses):
                 continue
@@ -136,19 +159,18 @@ class TargetSelector:
                 return True
         return False
 
-    def _hosts_of_walk(self, route: Route, walk: Walk) -> tuple[list[str], int]:
+    def _hosts_of_walk(self, route: Route, walk: Walk) -> tuple[tuple[tuple[int, str], ...], int]:
         """By preference, shuffled among equals (RFC 5321 section 5.1); the same order for the whole walk."""
         hosts, port = self.hosts(route)
         if walk.hosts is None:
             shuffled = list(hosts)
             self._random.shuffle(shuffled)
             walk.hosts = tuple(sorted(shuffled, key=itemgetter(0)))[:HOSTS_MAX]
-        return [host for _, host in walk.hosts], port
+        return walk.hosts, port
 
-    async def _targets_of(
-        self, route: Route, host: str, port: int, walk: Walk
-    ) -> AsyncGenerator[Target | NoTarget, None]:
-        answer = await self._resolver.addresses(host)
+    def _targets_of(
+        self, route: Route, host: str, port: int, answer: AddressAnswer, walk: Walk
+    ) -> Iterator[Target | NoTarget]:
         match answer:
             case IpAddresses(addresses):
                 selected = self._select(addresses, walk)

@@ -43,6 +43,14 @@ class Walk:
         own = min((preference for preference, name in hosts if name == host), default=0)
         return tuple(name for preference, name in hosts if preference < own)
 
+    def remove_from(self, preference: int) -> None:
+        """An exchanger with this preference is this server: only better ones are left."""
+        self.hosts = tuple(host for host in self.hosts or () if host[0] < preference)
+
+    def remove_own(self, host: str) -> None:
+        """`host` is this server, as its greeting says."""
+        self.remove_from(min((preference for preference, name in self.hosts or () if name == host), default=0))
+
     def may_continue(self, now_seconds: float) -> bool:
         """Whether a further exchanger may be asked."""
         return self.sessions < SESSIONS_MAX and now_seconds < self._deadline

@@ -271,9 +271,13 @@ def make_role(
                 resolver=resolver,
             )
         case "delivery":
+            from delivery.own_addresses import OwnAddresses
             from delivery.server import DeliveryRole
+            from mail import endpoint
 
             assert mailboxes is not None
+            listen = [endpoint.parse(settings.ingress.smtp_listen)] if settings.ingress.smtp_listen else []
+            others = [(address, settings.delivery.mx_port) for address in settings.delivery.own_addresses]
             return DeliveryRole(
                 settings=settings.delivery,
                 node=settings.node,
@@ -282,6 +286,7 @@ def make_role(
                 directory=directory,
                 resolver=resolver,
                 mailboxes=mailboxes,
+                own_addresses=OwnAddresses(listen, others),
             )
         case "mailstore":
             assert mailboxes is not None

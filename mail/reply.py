@@ -67,3 +67,7 @@ class Reply(FrameStruct, frozen=True):
         """One line: `550 5.1.1 No such user here`."""
         text = _UNSAFE.sub(" ", self.text.replace("\n", " "))
         return " ".join(part for part in (str(self.code), self.enhanced, text) if part)
+
+
+# RFC 5321 section 5.1: this server is the best exchanger that is left. RFC 3463 X.4.6.
+LOOPS_BACK = Reply(554, "5.4.6", "Mail for the recipient's domain loops back to this server")

@@ -29,6 +29,7 @@ from mail.settings_values import (
     host_name,
     name_server,
     normalize_ip,
+    own_address,
     relay_network,
     source_address,
     topic_prefix,
@@ -291,6 +292,8 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
         yield from check("delivery", "relay", settings.delivery.relay, endpoint.parse_relay)
     if settings.delivery.ehlo_name:
         yield from check("delivery", "ehlo_name", settings.delivery.ehlo_name, host_name)
+    for own in settings.delivery.own_addresses:
+        yield from check("delivery", "own_addresses", own, own_address)
     sources = settings.delivery.source_addresses
     for source in sources:
         yield from check("delivery", "source_addresses", source, source_address)

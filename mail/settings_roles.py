@@ -130,6 +130,11 @@ class DeliverySettings(Section):
     """
     ehlo_name: str = ""
     """Host name in EHLO to other servers; DNS should map it to the source addresses and back. Empty: node.hostname."""
+    own_addresses: list[str] = Field([])
+    """Further IPv4 and IPv6 addresses at which other servers reach this installation, on mx_port: those of load
+    balancers, of NAT, and of its other machines. An MX host with one of them, or with ingress.smtp_listen, is this
+    server, so mail is not sent to it, nor to hosts of equal or worse preference.
+    """
 
 
 class MailstoreSettings(Section):

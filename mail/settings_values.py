@@ -75,6 +75,13 @@ def source_address(text: str) -> None:
         raise ValueError('an IPv4 or IPv6 address of this machine is expected, like "192.0.2.10" or "2001:db8::10"')
 
 
+def own_address(text: str) -> None:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError as error:
+        raise ValueError('an IPv4 or IPv6 address is expected, like "192.0.2.10" or "2001:db8::10"') from error
+
+
 def normalize_ip(text: str) -> str:
     try:
         return str(ipaddress.ip_address(text))

@@ -10,7 +10,7 @@ from typing import assert_never
 
 from mail.address import Address, literal_ip
 from mail.directory import Destination, IsMailbox, IsRelayed, IsRemote
-from mail.reply import Reply
+from mail.reply import LOOPS_BACK, Reply
 from mail.resolver import DnsUnknown, IpAddresses, MxHosts, NoRecords, NoSuchDomain, NullMx
 from mail.route import Route, ToMailbox, ToMx, Unresolved
 from router.routing_context import DnsAnswers, RoutingContext
@@ -19,7 +19,6 @@ from router.routing_context import DnsAnswers, RoutingContext
 NULL_MX = Reply(556, "5.1.10", "Recipient's domain does not accept mail (null MX)")
 NO_SUCH_DOMAIN = Reply(550, "5.1.2", "Recipient's domain does not exist")  # RFC 3463 X.1.2
 NO_MX_AND_NO_ADDRESS = Reply(550, "5.4.4", "Recipient's domain has no mail exchanger and no address")  # RFC 3463 X.4.4
-LOOPS_BACK = Reply(554, "5.4.6", "Mail for the recipient's domain loops back to this server")  # RFC 3463 X.4.6
 
 
 def next_hop(address: Address, destination: Destination, context: RoutingContext) -> Route | Reply:

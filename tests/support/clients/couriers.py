@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from delivery.client_session import Timeouts
+from delivery.own_addresses import OwnAddresses
 from delivery.pool import Pool
 from delivery.site_window import SiteWindows
 from delivery.smtp_courier import SmtpCourier
@@ -30,13 +31,21 @@ class HostResolver:
         return self.hosts.get(host.partition(".")[0]) or IpAddresses((host,))
 
 
-def new_pool(resolver: HostResolver | None = None, timeouts: Timeouts | None = None, **settings: Any) -> Pool:
+def new_pool(
+    resolver: HostResolver | None = None,
+    timeouts: Timeouts | None = None,
+    listen: Sequence[tuple[str, int]] = (),
+    **settings: Any,
+) -> Pool:
+    """`listen`: where this installation listens itself."""
     own_settings = DeliverySettings(**settings)
+    own_addresses = OwnAddresses(listen, [(address, own_settings.mx_port) for address in own_settings.own_addresses])
     return Pool(
         settings=own_settings,
         windows=SiteWindows(own_settings.max_connections_per_site, own_settings.reconnect_backoff.total_seconds()),
         resolver=resolver or HostResolver(),
         hostname="us.test",
+        own_addresses=own_addresses,
         timeouts=timeouts,
     )
 

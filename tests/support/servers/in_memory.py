@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from delivery.own_addresses import OwnAddresses
 from delivery.server import DeliveryRole
 from ingress.server import Ingress
 from mail.address import Address
@@ -119,6 +120,7 @@ class InMemoryMailServer:
                 directory=directory,
                 resolver=resolver,
                 mailboxes=mailboxes,
+                own_addresses=OwnAddresses(),
             ),
             Pop3Server(settings=settings.mailstore, node=node, mailboxes=mailboxes, directory=directory),
         ]

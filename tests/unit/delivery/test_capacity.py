@@ -10,6 +10,7 @@ import pytest
 
 from delivery.attempt import AttemptResult, AttemptRunner
 from delivery.capacity import Capacity
+from delivery.own_addresses import OwnAddresses
 from delivery.pool import Pool
 from delivery.server import DeliveryRole
 from delivery.smtp_courier import SmtpCourier
@@ -234,6 +235,7 @@ async def test_released_shard_is_acquired_again(monkeypatch: pytest.MonkeyPatch)
         directory=StaticDirectory(snapshot(["alice@example.test"])),
         resolver=HostResolver(),
         mailboxes=MemoryMailboxes(),
+        own_addresses=OwnAddresses(),
     )
     stop = asyncio.Event()
     running = asyncio.create_task(role.run(lambda: None, stop))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from delivery.exchangers import Exchangers
+from delivery.own_addresses import OwnAddresses
 from delivery.source_addresses import SourceAddresses
 from delivery.targets import NoTarget, Target, TargetSelector
 from delivery.walk import Walk
@@ -18,7 +19,9 @@ from tests.support.servers.scripted_remote import ScriptedRemote
 
 
 def selector(resolver: HostResolver, *, prefer_ipv6: bool = True) -> TargetSelector:
-    return TargetSelector(resolver, DeliverySettings(prefer_ipv6=prefer_ipv6), SourceAddresses(()), Exchangers(30.0))
+    return TargetSelector(
+        resolver, DeliverySettings(prefer_ipv6=prefer_ipv6), SourceAddresses(()), Exchangers(30.0), OwnAddresses()
+    )
 
 
 @pytest.mark.parametrize("prefer_ipv6", [True, False])

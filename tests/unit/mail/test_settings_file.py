@@ -156,6 +156,7 @@ def test_environment_overrides_single_keys_of_the_file(file: Path) -> None:
             "delivery.source_addresses",
             "is listed twice",
         ),
+        ('[delivery]\nown_addresses = ["mx"]', "delivery.own_addresses", "an IPv4 or IPv6 address is expected"),
         ('[delivery]\nehlo_name = "not a name"', "delivery.ehlo_name", "a host name is expected"),
         ('[log]\nurl = "oracle:x"', "log.url", '"embedded:FILE" or "kafka://HOST:PORT,..." or "memory:"'),
         ('[log]\nurl = "kafka:h1:9092"', "log.url", 'like "kafka://h1:9092,h2:9092"'),
