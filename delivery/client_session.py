@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from delivery.capabilities import Capabilities
+from delivery.peer import Credentials, TlsPolicy, refuse_clear_text
 from delivery.reply_parser import MalformedReply, ReplyParser, ServerReply
 from delivery.transaction import Transaction, TransactionResult
 from mail.envelope import Envelope
@@ -76,6 +77,9 @@ class ClientSession:
         remote: str,
         protocol: RelayProtocol = RelayProtocol.SMTP,
         own_names: frozenset[str] = frozenset(),
+        *,
+        tls: TlsPolicy = TlsPolicy.NONE,
+        credentials: Credentials | None = None,
     ) -> None:
         self.remote = remote
         self.phase = Phase.GREETING
@@ -84,8 +88,11 @@ class ClientSession:
         self.refusal: Reply | None = None  # why the connection failed before READY; 4xx
         self.refused_by: Reply | None = None  # the server's own reply, if `refusal` is because of one
         self.is_own = False  # the server has one of `own_names`
+        self.is_refused_by_policy = False  # `refusal` is because of `tls` or `credentials`
         self.dot_sent = False
         self._own_names = own_names
+        self._tls = tls
+        self._credentials = credentials
         self._hostname = hostname.encode("ascii", "replace")
         self._protocol = protocol
         self._parser = ReplyParser()
@@ -221,7 +228,7 @@ class ClientSession:
             case _Verb.EHLO:
                 if reply.positive:
                     self.capabilities = Capabilities.parse(reply.lines)
-                    self.phase = Phase.READY  # STARTTLS and AUTH would be sent here, before READY
+                    self._complete_handshake()
                 elif reply.code >= 500 and self._protocol is RelayProtocol.SMTP:
                     # RFC 5321 section 3.2: fall back to HELO.
                     self._send(_Verb.HELO, b"HELO %s\r\n" % self._hostname)
@@ -230,7 +237,7 @@ class ClientSession:
                     self._fail_handshake(f"replied to {self._ehlo_verb.decode()}:", reply)
             case _Verb.HELO:
                 if reply.positive:
-                    self.phase = Phase.READY
+                    self._complete_handshake()
                 else:
                     self._fail_handshake("replied to HELO:", reply)
             case _Verb.QUIT:
@@ -351,6 +358,15 @@ class ClientSession:
         self._needs_rset = not clean  # RFC 5321 section 4.1.1.4: after the final reply buffers are empty
         self.dot_sent = False
         self.phase = Phase.READY
+
+    def _complete_handshake(self) -> None:
+        """READY, unless the connection needs more than this session can do. STARTTLS and AUTH would be sent here."""
+        refusal = refuse_clear_text(self._tls, self._credentials)
+        if refusal is None:
+            self.phase = Phase.READY
+            return
+        self.refusal, self.is_refused_by_policy = refusal.about(self.remote), True
+        self.phase = Phase.CLOSED
 
     def _fail_handshake(self, how: str, reply: ServerReply) -> None:
         """The handshake failed. A 5xx is treated as 4xx here: it is often temporary and about the client's address

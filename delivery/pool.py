@@ -87,10 +87,11 @@ class Pool:
         timeouts: Timeouts | None = None,
     ) -> None:
         self._sources = SourceAddresses(settings.source_addresses)
+        self._source_addresses = self._sources.addresses
         self._exchangers = Exchangers(settings.reconnect_backoff.total_seconds())
         self._targets = TargetSelector(resolver, settings, self._sources, self._exchangers, own_addresses)
-        self._hostname = settings.ehlo_name or hostname
-        self._own_names = frozenset({self._hostname.lower(), hostname.lower()} - {"localhost"})
+        self._ehlo_name = settings.ehlo_name or hostname
+        self._own_names = frozenset({self._ehlo_name.lower(), hostname.lower()} - {"localhost"})
         self._timeouts = timeouts or Timeouts()
         self._settings = settings
         self._idle_seconds = settings.idle_timeout.total_seconds()
@@ -98,6 +99,10 @@ class Pool:
         self._handshakes: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None  # None before the first use and after `close`
         self._sweep_seconds = max(0.01, min(1.0, min(self._idle_seconds, *astuple(self._timeouts)) / 4))
+
+    def key(self, route: Route) -> PeerKey:
+        """What the deliveries of this process need of a connection."""
+        return PeerKey(route.site, self._ehlo_name, self._source_addresses)
 
     async def has_next(self, route: Route, walk: Walk) -> bool:
         """Whether a further exchanger of the route may be asked in this attempt."""
@@ -259,7 +264,7 @@ class Pool:
     def _may_be_restarting(self, peer: _Peer, failures: list[NoTarget], walk: Walk) -> bool:
         """Whether the site worked recently and has no other connection."""
         is_recent = asyncio.get_running_loop().time() - peer.window.last_success <= _RECENT_SUCCESS_SECONDS
-        is_of_site = any(not failure.is_without_source for failure in failures)
+        is_of_site = any(not (failure.is_without_source or failure.is_by_policy) for failure in failures)
         return is_recent and is_of_site and walk.is_first_choice and peer.count == 1 and not self._assignment.closed
 
     def _on_connect_failed(self, peer: _Peer, failures: list[NoTarget], walk: Walk) -> Reply | None:
@@ -268,7 +273,7 @@ class Pool:
         reply, window = decisive.reply, peer.window
         if not walk.is_first_choice:  # the site is reachable, and the delivery has an outcome of another exchanger
             return reply
-        if reply.is_permanent or (decisive.is_without_source and not peer.count):
+        if reply.is_permanent or decisive.is_by_policy or (decisive.is_without_source and not peer.count):
             return reply
         if peer.count:  # other connections are open or opening, so the site is reachable
             window.on_overload(window.connections)
@@ -311,7 +316,7 @@ class Pool:
         """Try `host` last for a while, if it has no open connection; then it is overloaded only."""
         last = next(failure for failure in reversed(failures) if failure.host == host)
         exchanger = self._exchangers.use(host, self._targets.hosts(route)[1])
-        if not exchanger.connections:
+        if not (exchanger.connections or last.is_by_policy):
             exchanger.back_off(last.reply.text, now)
 
     async def _connect(self, key: PeerKey, target: Target, route: Route) -> Connection | NoTarget:
@@ -319,14 +324,14 @@ class Pool:
         remote = str(target)
         protocol = route.protocol if isinstance(route, ToRelay) else RelayProtocol.SMTP
         own_names = self._own_names if isinstance(route, ToMx) else frozenset()
-        session = ClientSession(self._hostname, remote, protocol, own_names)
+        session = ClientSession(key.ehlo_name, remote, protocol, own_names, tls=key.tls, credentials=key.credentials)
         exchanger = self._exchangers.use(target.host, target.port)
         loop = asyncio.get_running_loop()
         connection = Connection(key, session, self._timeouts, self._on_connection_closed, loop)
         connection.ip, connection.route, connection.exchanger = target.ip, route, exchanger
         try:
             async with asyncio.timeout(self._settings.connect_timeout.total_seconds()):
-                await self._sources.connect(lambda: connection, target.ip, target.port)
+                await self._sources.connect(key.source_addresses, lambda: connection, target.ip, target.port)
         except NoSource as error:
             return NoTarget(target.host, target.host, error.reply, is_without_source=True)
         except OSError as error:  # TimeoutError is one
@@ -345,7 +350,8 @@ class Pool:
             CONNECTION_ERRORS.labels("greeting").inc()
             if session.is_own:
                 return NoTarget(target.host, remote, LOOPS_BACK, session.refused_by, is_own=True)
-            return NoTarget(target.host, remote, refusal, session.refused_by)
+            by_policy = session.is_refused_by_policy
+            return NoTarget(target.host, remote, refusal, session.refused_by, is_by_policy=by_policy)
         return connection if connection.usable else NoTarget(target.host, remote, CONNECTION_LOST.about(remote))
 
     # Sweep

@@ -15,7 +15,6 @@ import structlog
 from msgspec.structs import replace
 
 from delivery.courier import Progress, same_outcome
-from delivery.peer import PeerKey
 from delivery.pool import Pool
 from delivery.transaction import TransactionResult
 from delivery.walk import Walk
@@ -87,7 +86,7 @@ class SmtpCourier:
         """One transaction; repeated on a new connection if a stale one was lost before the final dot. A Reply if there
         is no connection.
         """
-        pool, key = self._pool, PeerKey(route.site)
+        pool, key = self._pool, self._pool.key(route)
         reuse = True
         while True:
             connection = await pool.acquire(key, route, walk, reuse=reuse)

@@ -52,22 +52,28 @@ class SourceAddresses:
             self._sources.setdefault(address.version, []).append(_Source(str(address)))
         self._update_gauge()
 
-    def source_refusal(self, ip: str) -> Reply | None:
-        """Why there is no source address for a connection to `ip` now; None: there is one."""
-        sources = self._sources.get(_family(ip), [])
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        return tuple(source.address for source in self._all())
+
+    def source_refusal(self, ip: str, among: Sequence[str] | None = None) -> Reply | None:
+        """Why there is no source address (`among` these) for a connection to `ip` now; None: there is one."""
+        sources = [source for source in self._sources.get(_family(ip), []) if among is None or source.address in among]
         if not self._sources or any(source.pauses is None for source in sources):
             return None
         state = "are suspended: they cannot be used" if sources else "are missing in delivery.source_addresses"
         return Reply(451, "4.4.0", f"No source address to connect from: those for IPv{_family(ip)} {state}")
 
-    async def connect(self, protocol: Callable[[], asyncio.Protocol], ip: str, port: int) -> None:
-        """Connect to `ip` from the next source address. Raises NoSource, OSError."""
+    async def connect(self, among: Sequence[str], protocol: Callable[[], asyncio.Protocol], ip: str, port: int) -> None:
+        """Connect to `ip` from the next source address `among` these; if there are none, from one that the system
+        chooses. Raises NoSource, OSError.
+        """
         loop = asyncio.get_running_loop()
-        if not self._sources:
+        if not among:
             await loop.create_connection(protocol, ip, port)
             return
         while True:
-            source, sock = self._next_socket(ip, loop.time())
+            source, sock = self._next_socket(among, ip, loop.time())
             try:
                 await loop.sock_connect(sock, (ip, port))
                 if (actual := local_address(sock)) == ip_address(source.address):
@@ -80,10 +86,10 @@ class SourceAddresses:
             if source.pauses is None:  # another connection may have suspended it in the meantime
                 self._suspend(source, f"the system connects from {actual} instead", loop.time())
 
-    def _next_socket(self, ip: str, now_seconds: float) -> tuple[_Source, socket.socket]:
+    def _next_socket(self, among: Sequence[str], ip: str, now_seconds: float) -> tuple[_Source, socket.socket]:
         sources = self._sources.get(_family(ip), [])
         for source in list(sources):
-            if source.pauses is not None:
+            if source.pauses is not None or source.address not in among:
                 continue
             sources.remove(source)
             sources.append(source)
@@ -93,7 +99,7 @@ class SourceAddresses:
                 if error.errno in _OUT_OF_RESOURCES:
                     raise
                 self._suspend(source, f"cannot be bound: {error.strerror}", now_seconds)
-        reply = self.source_refusal(ip)
+        reply = self.source_refusal(ip, among)
         assert reply is not None
         raise NoSource(reply)
 

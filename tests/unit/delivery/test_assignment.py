@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import cast
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,8 +11,8 @@ from delivery.assignment import Assignment, Close, Give, Peer, Refuse
 from delivery.peer import PeerKey, TlsPolicy
 from delivery.site_window import SiteWindows
 
-A, B, C = PeerKey("smtp://a:25"), PeerKey("smtp://b:25"), PeerKey("smtp://c:25")
-A_TLS = PeerKey("smtp://a:25", tls=cast(TlsPolicy, "require"))
+A, B, C = (PeerKey(f"smtp://{name}:25", "us.test") for name in "abc")
+A_TLS = PeerKey("smtp://a:25", "us.test", tls=TlsPolicy.REQUIRE)
 
 
 @dataclass(eq=False)

@@ -64,7 +64,9 @@ class _Transport(asyncio.Transport):
 
 async def _connection_in_content(content: bytes = _CONTENT) -> tuple[Connection, _Transport, asyncio.Task[Any]]:
     session = ClientSession("us.test", "remote")
-    connection = Connection(PeerKey("mx:remote"), session, Timeouts(), lambda _: None, asyncio.get_running_loop())
+    connection = Connection(
+        PeerKey("mx:remote", "us.test"), session, Timeouts(), lambda _: None, asyncio.get_running_loop()
+    )
     transport = _Transport(connection)
     connection.connection_made(transport)
     connection.data_received(b"220 remote\r\n")
@@ -128,7 +130,9 @@ async def test_reply_that_arrived_before_a_failed_write_is_the_verdict(said: byt
 async def test_reply_before_a_failed_command_is_no_verdict() -> None:
     """The command was not sent, so the reply is not about it; the text has it for the operator."""
     session = ClientSession("us.test", "remote")
-    connection = Connection(PeerKey("mx:remote"), session, Timeouts(), lambda _: None, asyncio.get_running_loop())
+    connection = Connection(
+        PeerKey("mx:remote", "us.test"), session, Timeouts(), lambda _: None, asyncio.get_running_loop()
+    )
     transport = _Transport(connection)
     connection.connection_made(transport)
     connection.data_received(b"220 remote\r\n")
@@ -143,7 +147,9 @@ async def test_reply_before_a_failed_command_is_no_verdict() -> None:
 
 async def test_message_is_sent_whole_only_when_no_octet_is_left_here() -> None:
     session = ClientSession("us.test", "remote")
-    connection = Connection(PeerKey("mx:remote"), session, Timeouts(), lambda _: None, asyncio.get_running_loop())
+    connection = Connection(
+        PeerKey("mx:remote", "us.test"), session, Timeouts(), lambda _: None, asyncio.get_running_loop()
+    )
     transport = _Transport(connection)
     connection.connection_made(transport)
     connection.data_received(b"220 remote\r\n")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from delivery import site_window
 from delivery.connection import Connection
@@ -60,7 +61,7 @@ async def test_all_stale_connections_cost_one_retry(connections: int) -> None:
         await attempts
         attempts = asyncio.gather(*(smtp.deliver(delivery(relay(remote.port)), CONTENT) for _ in range(20)))
         await attempts
-        idle = len(smtp._pool._assignment.peers[PeerKey(relay(remote.port).site)].idle)
+        idle = len(smtp._pool._assignment.peers[smtp._pool.key(relay(remote.port))].idle)
         assert idle > 6
         before = len(remote.sessions)
         remote.close_at_next_command = set(range(before))
@@ -268,7 +269,8 @@ async def test_another_tls_policy_never_shares_a_connection() -> None:
     envelope = delivery(relay(1)).message.envelope
     async with ScriptedRemote() as remote:
         route = relay(remote.port)
-        plain, other = PeerKey(route.site), PeerKey(route.site, tls=cast(TlsPolicy, "require"))
+        plain = pool.key(route)
+        other = replace(plain, tls=TlsPolicy.OPPORTUNISTIC)
         used: dict[PeerKey, set[Connection]] = {plain: set(), other: set()}
 
         async def deliver(key: PeerKey) -> None:
@@ -290,4 +292,4 @@ async def test_another_tls_policy_never_shares_a_connection() -> None:
 
 
 async def acquire(pool: Pool, route: ToRelay | ToMx) -> Connection | Reply:
-    return await pool.acquire(PeerKey(route.site), route, Walk(0.0))
+    return await pool.acquire(pool.key(route), route, Walk(0.0))

@@ -154,7 +154,7 @@ async def test_reply_received_during_cancellation_counts() -> None:
             return False
 
     connection = Connection(
-        PeerKey("mx:r.test"),
+        PeerKey("mx:r.test", "us.test"),
         ClientSession("us.test", "mx.r.test"),
         Timeouts(),
         lambda _: None,

@@ -142,7 +142,7 @@ def test_back_off_grows_to_its_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source_addresses, "bind", never)
     own_sources = SourceAddresses(["127.0.0.2"])
     with pytest.raises(source_addresses.NoSource):
-        own_sources._next_socket("127.0.0.1", now)
+        own_sources._next_socket(["127.0.0.2"], "127.0.0.1", now)
     while now < 4000:
         now += 1.0
         own_sources.recheck_suspended(now)
