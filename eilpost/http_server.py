@@ -11,6 +11,7 @@ import contextlib
 import html
 import platform
 import socket
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, assert_never
 
@@ -24,6 +25,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from eilpost import __version__
+from mail.client_counts import client_networks
 from mail.endpoint import parse
 from mail.log import Down, Full, Log, Usable
 from mail.log.stopped import STOPPED_SHARDS
@@ -33,7 +35,9 @@ from mail.settings import HttpSettings
 from mail.telemetry import REGISTRY
 from mail.telemetry.runtime import BUILD_INFO, READY
 
-_CONNECTIONS = 64  # open at once; above it one is closed: the oldest of those that wait for a request, or of all
+# Open at once. Above it one of the client with the most is closed: the oldest of those that wait for a request, or of
+# all.
+_CONNECTIONS = 64
 _REQUEST_SECONDS = 5.0  # from the connection to the end of its first request's header
 _CONNECTION_SECONDS = 60.0  # of a connection in all
 _WORKER_ROLES = {"router", "delivery"}
@@ -71,9 +75,14 @@ class _Protocol(H11Protocol):
         self.made_at = self.loop.time()
         self._has_request = False
         self._abort_timer = self.loop.call_later(_REQUEST_SECONDS, transport.abort)
+        peer = transport.get_extra_info("peername")
+        self.network = client_networks(peer[0].partition("%")[0] if peer else "")[0]
         if len(self.connections) > _CONNECTIONS:
             others = [other for other in self.connections if isinstance(other, _Protocol) and other is not self]
-            oldest = min(others, key=lambda other: (other.is_answering, other.made_at), default=self)
+            by_network = Counter(other.network for other in others)
+            oldest = min(
+                others, key=lambda other: (-by_network[other.network], other.is_answering, other.made_at), default=self
+            )
             oldest.connections.discard(oldest)  # at once: connection_lost comes later
             oldest.transport.abort()
 

@@ -120,7 +120,19 @@ class Connection(SmtpProtocol):
         self._wake()
 
     def reset_timeout(self) -> None:
-        self._deadline.set(self._policy.command_seconds)
+        self._deadline.set(self._limit_seconds(self._policy.command_seconds))
+
+    @property
+    def _is_under_stress(self) -> bool:
+        return not self._exempt and self._services.connection_limiter.is_under_stress
+
+    def _limit_seconds(self, seconds: float) -> float:
+        return min(seconds, self._policy.stress_seconds) if self._is_under_stress else seconds
+
+    def shorten_timeout(self) -> None:
+        """Called when the stress begins: the current wait has the time limit of later ones."""
+        if self._is_under_stress and not self._end:
+            self._deadline.shorten(self._policy.stress_seconds)
 
     def _on_timeout(self) -> None:
         if self._end:
@@ -152,8 +164,12 @@ class Connection(SmtpProtocol):
     # Command loop
 
     async def serve(self) -> None:
-        limiter = self._services.connection_limiter
-        admitted = limiter.acquire(self._ip, exempt=self._exempt)
+        services = self._services
+        was_under_stress = self._is_under_stress
+        admitted = services.admit(self._ip, exempt=self._exempt)
+        if self._is_under_stress and not was_under_stress:
+            for connection in self._connections:
+                connection.shorten_timeout()
         _open_connections(self._listener.name).inc()
         try:
             await self._execute(self._session.greet(self._refuse_connection(admitted=admitted)))
@@ -168,7 +184,7 @@ class Connection(SmtpProtocol):
             self._close_connection()
             self._release_memory()
             if admitted:
-                limiter.release(self._ip)
+                services.release(self._ip, exempt=self._exempt)
             _open_connections(self._listener.name).dec()
             _ended_sessions(self._listener.name, (self._end or SessionEnd.INTERNAL_ERROR).value).inc()
             self._connections.discard(self)
@@ -190,7 +206,14 @@ class Connection(SmtpProtocol):
         while (line := await self._next_line()) is not None:
             self._command_in_progress = True
             try:
-                await self._execute(self._session.receive(line, self._services.directory.snapshot))
+                await self._execute(
+                    self._session.receive(
+                        line,
+                        self._services.directory.snapshot,
+                        is_ahead=self.framer.pipelined_bytes > 0,
+                        under_stress=self._is_under_stress,
+                    )
+                )
             except Exception:  # a bug must not end the session; aiosmtpd would send its text in a 5xx reply
                 logger.exception("internal error, command gets 4xx", client=self._ip, verb=self._session.verb)
                 await self._execute(self._session.recover(in_data=self.framer.in_data))
@@ -382,7 +405,7 @@ class Connection(SmtpProtocol):
             self.framer.discard_data()
             incoming.is_over_budget = True
             budget.resize(incoming, 0, now)
-        seconds = self._policy.data_seconds
+        seconds = self._limit_seconds(self._policy.data_seconds)
         limit = 5 * seconds + self.framer.data_held_bytes / _LONG_DATA_MIN_BYTES_PER_SECOND
         self._deadline.set(max(0.001, min(seconds, incoming.started_at + limit - now)))
 

@@ -20,6 +20,11 @@ class Deadline:
         if self._timer is None or self._timer_due > self._at:
             self._arm()
 
+    def shorten(self, seconds: float) -> None:
+        """Set it unless `expire` is due before, or it is not set."""
+        if self._timer is not None and self._loop.time() + seconds < self._at:
+            self.set(seconds)
+
     def cancel(self) -> None:
         if self._timer is not None:
             self._timer.cancel()

@@ -21,6 +21,8 @@ VERBS = frozenset(("DATA", "EHLO", "EXPN", "HELO", "HELP", "MAIL", "NOOP", "QUIT
 NOT_OFFERED = frozenset(("AUTH", "BDAT", "BURL", "ETRN", "SAML", "SEND", "SOML", "STARTTLS", "TURN"))
 # HTTP methods: an attacker made a browser connect to this port (Postfix: smtpd_forbidden_commands).
 FORBIDDEN_COMMANDS = frozenset(("CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT"))
+# RFC 2920 section 3.1: the client waits for the reply to these.
+LAST_IN_GROUP = frozenset(("DATA", "EHLO", "EXPN", "HELO", "NOOP", "VRFY"))
 WITHOUT_ARGUMENT = frozenset(("DATA", "QUIT", "RSET"))
 NON_MAIL_COMMANDS = frozenset(("EHLO", "HELO", "HELP", "NOOP", "RSET", "VRFY", "EXPN"))
 

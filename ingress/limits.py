@@ -5,35 +5,51 @@ They report whether there is capacity; the session sends the 421 or 452.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
+
+from mail.client_counts import ClientCounts
 
 RATE_INTERVAL_SECONDS = 10.0
 RECLAIM_BELOW_BYTES_PER_SECOND = 32 * 1024  # required only while the memory budget is used up
 
 
 class ConnectionLimiter:
-    """Number of open connections, in total and per client address."""
+    """Number of open connections, in total and per client. Clients that are not exempt cannot use the `reserved` ones.
 
-    def __init__(self, limit: int, limit_per_client: int) -> None:
+    They are under stress, as Postfix's smtpd when all its processes are in use, from the time at which they have nine
+    tenths of their connections until they have fewer than half of them.
+    """
+
+    def __init__(self, limit: int, limit_per_client: int, reserved: int = 0) -> None:
         self._limit = limit
-        self._limit_per_client = limit_per_client
-        self._by_client: Counter[str] = Counter()
+        self._unreserved = limit - reserved
+        self._stress_from = -(-self._unreserved * 9 // 10)
+        self._by_client = ClientCounts(limit_per_client)
+        self._unexempt = 0
         self.total = 0
+        self.is_under_stress = False
 
     def acquire(self, ip: str, *, exempt: bool) -> bool:
-        """Count a connection and return True, or return False at a limit. `exempt`: no per-client limit."""
-        if self.total >= self._limit or (not exempt and self._by_client[ip] >= self._limit_per_client):
+        """Count a connection and return True, or return False at a limit. `exempt`: no limit per client, and the
+        reserved connections.
+        """
+        if self.total >= self._limit:
             return False
+        if not exempt:
+            if self._unexempt >= self._unreserved or not self._by_client.has_room(ip):
+                return False
+            self._by_client.add(ip)
+            self._unexempt += 1
+            self.is_under_stress = self.is_under_stress or self._unexempt >= self._stress_from
         self.total += 1
-        self._by_client[ip] += 1
         return True
 
-    def release(self, ip: str) -> None:
+    def release(self, ip: str, *, exempt: bool = False) -> None:
         self.total -= 1
-        self._by_client[ip] -= 1
-        if not self._by_client[ip]:
-            self._by_client.pop(ip)
+        if not exempt:
+            self._by_client.add(ip, -1)
+            self._unexempt -= 1
+            self.is_under_stress = self.is_under_stress and self._unexempt * 2 >= self._unreserved
 
 
 class IncomingData:
@@ -67,14 +83,13 @@ class MemoryBudget:
 
     def __init__(self, limit_bytes: int, limit_per_client_bytes: int) -> None:
         self._limit_bytes = limit_bytes
-        self._limit_per_client_bytes = limit_per_client_bytes
         self._incoming: set[IncomingData] = set()
-        self._by_client: Counter[str] = Counter()
+        self._by_client = ClientCounts(limit_per_client_bytes)
         self.used_bytes = 0
 
     def has_capacity(self, client: str, added_bytes: int, now: float, *, exempt: bool) -> bool:
         """Whether `added_bytes` more fit, after aborting slow data if necessary."""
-        if not exempt and self._by_client[client] + added_bytes > self._limit_per_client_bytes:
+        if not exempt and not self._by_client.has_room(client, added_bytes):
             return False
         return self._reclaim(added_bytes, now)
 
@@ -85,23 +100,20 @@ class MemoryBudget:
         """Set the size of `data` to `size_bytes`. Return False, and change nothing, when that exceeds a limit."""
         growth = size_bytes - data.held_bytes
         if growth > 0 and not (
-            (data.exempt or self._by_client[data.client] + growth <= self._limit_per_client_bytes)
-            and self._reclaim(growth, now, data)
+            (data.exempt or self._by_client.has_room(data.client, growth)) and self._reclaim(growth, now, data)
         ):
             return False
         data.update(size_bytes, now)
         self.used_bytes += growth
-        self._by_client[data.client] += growth
+        self._by_client.add(data.client, growth)
         return True
 
     def remove(self, data: IncomingData) -> None:
         """Release the memory of `data`. Idempotent."""
         self._incoming.discard(data)
         self.used_bytes -= data.held_bytes
-        self._by_client[data.client] -= data.held_bytes
+        self._by_client.add(data.client, -data.held_bytes)
         data.held_bytes = 0
-        if not self._by_client[data.client]:
-            self._by_client.pop(data.client)  # faster than `del`, which Counter implements in Python
 
     def _reclaim(self, added_bytes: int, now: float, excluded: IncomingData | None = None) -> bool:
         while self.used_bytes + added_bytes > self._limit_bytes:

@@ -48,6 +48,8 @@ def configured_listeners(settings: IngressSettings, node: NodeSettings, *, alias
         alias_depth=alias_depth,
         command_seconds=settings.command_timeout.total_seconds(),
         data_seconds=settings.data_timeout.total_seconds(),
+        stress_seconds=settings.stress_timeout.total_seconds(),
+        stress_max_errors=settings.stress_max_errors,
     )
     listeners = (Listener("mx", "ingress.smtp_listen", settings.smtp_listen, policy),)
     return [listener for listener in listeners if listener.address]

@@ -29,6 +29,8 @@ class Policy:
     alias_depth: int
     command_seconds: float
     data_seconds: float
+    stress_seconds: float = 10.0  # limit for clients outside relay_networks under stress
+    stress_max_errors: int = 1
     steps: tuple[Step, ...] = MX_STEPS
 
     def client_policy(self, ip: str) -> access_policy.ClientPolicy:

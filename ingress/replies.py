@@ -66,6 +66,7 @@ TOO_MANY_HOPS = Reply(554, "5.4.6", "Too many hops, possible mail loop")
 # Closing the connection, RFC 5321 section 3.8.
 TOO_MANY_CONNECTIONS = Reply(421, "4.7.0", "Too many connections, try again later")
 TOO_MANY_ERRORS = Reply(421, "4.7.0", "Too many errors")
+NOT_SYNCHRONIZED = Reply(554, "5.5.0", "SMTP protocol synchronization")  # RFC 2920 section 3.1
 NOT_SMTP = Reply(421, "4.7.0", "This is an SMTP server")
 TIMED_OUT = Reply(421, "4.4.2", "Timed out")
 TOO_SLOW = Reply(421, "4.3.1", "Server busy and message data too slow, try again later")

@@ -27,7 +27,7 @@ from mail.settings import LogSettings, NodeSettings, SpoolSettings
 from mail.settings_roles import IngressSettings
 from mail.spool import Spool
 from mail.tasks import background, is_set_within
-from mail.telemetry.ingress import IN_FLIGHT_BYTES, prepare_listener
+from mail.telemetry.ingress import IN_FLIGHT_BYTES, SMTP_STRESS, prepare_listener
 
 logger = structlog.get_logger()
 
@@ -71,7 +71,11 @@ class Ingress:
                 inline_max=spool_settings.max_inline_size,
                 timeout_seconds=log_settings.append_timeout.total_seconds() + _APPEND_MARGIN_SECONDS,
             ),
-            connection_limiter=ConnectionLimiter(settings.max_connections, settings.max_connections_per_client),
+            connection_limiter=ConnectionLimiter(
+                settings.max_connections,
+                settings.max_connections_per_client,
+                settings.max_connections * settings.reserved_connections_percent // 100,
+            ),
             memory_budget=MemoryBudget(
                 settings.max_in_flight_bytes,
                 # One message of max_size always fits, also with a transparent dot in every line.
@@ -90,7 +94,9 @@ class Ingress:
             for listener in self.listeners:
                 await self._listen(listener, coalescer)
             if self.listeners:
-                IN_FLIGHT_BYTES.set_function(lambda: self._services.memory_budget.used_bytes)
+                services = self._services
+                IN_FLIGHT_BYTES.set_function(lambda: services.memory_budget.used_bytes)
+                SMTP_STRESS.set_function(lambda: float(services.connection_limiter.is_under_stress))
             async with background(*[self._services.spool_monitor.run()] if self.listeners else []):
                 if self.listeners:
                     await self._wait_for_log(stop)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+import structlog
+
 from ingress import access_policy, replies
 from ingress.accept import Acceptance
 from ingress.limits import ConnectionLimiter, MemoryBudget
@@ -14,6 +16,8 @@ from mail.directory import Directory
 from mail.log import Appender, Down, Full
 from mail.reply import Reply
 from mail.resolver import NoRecords, Resolver
+
+logger = structlog.get_logger()
 
 _DNS_TIMEOUT_SECONDS = 20.0  # longer than the resolver's own time-out
 
@@ -27,6 +31,24 @@ class Services:
     connection_limiter: ConnectionLimiter
     memory_budget: MemoryBudget
     spool_monitor: SpoolMonitor
+
+    def admit(self, ip: str, *, exempt: bool) -> bool:
+        """Count a connection; False when there are too many. Under stress, the caller shortens the time-outs."""
+        limiter = self.connection_limiter
+        was_under_stress = limiter.is_under_stress
+        admitted = limiter.acquire(ip, exempt=exempt)
+        if limiter.is_under_stress and not was_under_stress:
+            logger.warning(
+                "under stress, shorter time-outs for clients outside relay networks", connections=limiter.total
+            )
+        return admitted
+
+    def release(self, ip: str, *, exempt: bool) -> None:
+        limiter = self.connection_limiter
+        was_under_stress = limiter.is_under_stress
+        limiter.release(ip, exempt=exempt)
+        if was_under_stress and not limiter.is_under_stress:
+            logger.info("no longer under stress", connections=limiter.total)
 
     def check_capacity(self, action: CheckCapacity, ip: str, now: float, *, exempt: bool) -> Reply | None:
         """The refusal if the log, the spool or the memory budget has no capacity for a message, else None. `exempt`:

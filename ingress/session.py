@@ -25,7 +25,9 @@ from mail.directory import Snapshot
 from mail.envelope import Recipient
 from mail.reply import Reply
 
-_NON_MAIL_COMMANDS_MAX = 100  # between two messages; further ones count as errors
+# Between two messages; further ones count as errors (Postfix: smtpd_junk_command_limit).
+_NON_MAIL_COMMANDS_MAX = 100
+_STRESS_NON_MAIL_COMMANDS_MAX = 2
 _FIXED_REPLIES = {"NOOP": replies.OK, "HELP": replies.HELP, "EXPN": replies.NOT_IMPLEMENTED}
 
 
@@ -38,6 +40,7 @@ class SessionEnd(StrEnum):
     SLOW = "slow"  # message data arrived too slowly while the memory budget was used up
     REJECTED = "rejected"  # 421 at the greeting or at MAIL
     TOO_MANY_ERRORS = "too_many_errors"  # the client sent too many invalid commands
+    UNAUTH_PIPELINING = "unauth_pipelining"  # the client sent commands ahead where RFC 2920 does not allow it
     NOT_SMTP = "not_smtp"  # the session began with an HTTP request line
     INTERNAL_ERROR = "internal_error"  # an internal exception while message data was read
     SHUTDOWN = "shutdown"  # the server drained, and no message was in progress
@@ -127,6 +130,7 @@ class Session:
         self._state: _State = START
         self._end: SessionEnd | None = None
         self._extended = False  # the client sent EHLO
+        self._is_ahead = self._under_stress = False  # of the current command
         self._non_mail_commands = 0
         self._mail: MailFrom  # of the current transaction
         self._recipients: dict[Address, Recipient] = {}
@@ -142,20 +146,28 @@ class Session:
             yield self._refuse(refusal)
             yield Close(SessionEnd.REJECTED)
 
-    def receive(self, line: bytes | Malformed, snapshot: Snapshot) -> Actions:
-        """Handle a command line; `snapshot` is the current directory."""
+    def receive(
+        self, line: bytes | Malformed, snapshot: Snapshot, *, is_ahead: bool = False, under_stress: bool = False
+    ) -> Actions:
+        """Handle a command line; `snapshot` is the current directory. `is_ahead`: the client sent more after the line,
+        before the reply. `under_stress`: the limits of clients outside relay networks are lower.
+        """
         self._snapshot = snapshot
+        self._is_ahead, self._under_stress = is_ahead, under_stress
         self.verb = "OTHER"
         if isinstance(line, Malformed):
-            answer: Reply | _Steps = replies.BARE_LF if line is Malformed.BARE_LF else replies.LINE_TOO_LONG
+            answer: Reply | Refused | _Steps = replies.BARE_LF if line is Malformed.BARE_LF else replies.LINE_TOO_LONG
         else:
             command = parse_command(line)
             answer = command if isinstance(command, Reply) else self._dispatch(*command)
-        final = answer if isinstance(answer, Reply) else (yield from answer)
+        final = answer if isinstance(answer, Reply | Refused) else (yield from answer)
         yield final
         if final.code >= 500:
             self.errors += 1
-        if self.errors >= self._policy.max_errors and not self._end:
+        max_errors = self._policy.max_errors
+        if self.errors >= (min(max_errors, self._policy.stress_max_errors) if under_stress else max_errors) and (
+            not self._end
+        ):
             yield replies.TOO_MANY_ERRORS
             self._end = SessionEnd.TOO_MANY_ERRORS
         if self._end:
@@ -170,16 +182,25 @@ class Session:
         else:
             yield replies.LOCAL_ERROR
 
-    def _dispatch(self, verb: str, argument: str) -> Reply | _Steps:
+    def _dispatch(self, verb: str, argument: str) -> Reply | Refused | _Steps:
         if verb not in esmtp.VERBS:
             if verb in esmtp.FORBIDDEN_COMMANDS and self._state is START:
                 self._end = SessionEnd.NOT_SMTP
                 return replies.NOT_SMTP
             return replies.NOT_IMPLEMENTED if verb in esmtp.NOT_OFFERED else replies.UNKNOWN_COMMAND
         self.verb = verb
+        if (
+            self._is_ahead
+            and not self._client_policy.may_relay
+            and verb != "QUIT"
+            and (verb in esmtp.LAST_IN_GROUP or not self._extended)
+        ):
+            self._end = SessionEnd.UNAUTH_PIPELINING  # as Postfix: smtpd_forbid_unauth_pipelining
+            return self._refuse(replies.NOT_SYNCHRONIZED)
         if verb in esmtp.NON_MAIL_COMMANDS:
             self._non_mail_commands += 1
-            if self._non_mail_commands > _NON_MAIL_COMMANDS_MAX:
+            limit = _STRESS_NON_MAIL_COMMANDS_MAX if self._under_stress else _NON_MAIL_COMMANDS_MAX
+            if self._non_mail_commands > limit:
                 self.errors += 1
         if argument and verb in esmtp.WITHOUT_ARGUMENT:
             return replies.NO_ARGUMENTS

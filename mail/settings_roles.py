@@ -28,8 +28,21 @@ class IngressSettings(Section):
     max_connections: int = Field(1000, ge=1, le=1_000_000)
     """Maximum open connections; further ones get 421. Each needs an open file."""
     max_connections_per_client: int = Field(50, ge=1, le=1_000_000)
-    """Maximum open connections per client address; more get 421. Relay networks are exempt. Decrease it against floods,
-    increase it for many clients behind one address.
+    """Maximum open connections per client: an IPv4 address, or an IPv6 /64; four times as many per /48. More get 421.
+    Relay networks are exempt. Decrease it against floods, increase it for many clients behind one address.
+    """
+    reserved_connections_percent: int = Field(20, ge=0, le=90)
+    """Percentage of max_connections that only clients of relay_networks can use. Increase it where your own clients are
+    many.
+    """
+    stress_timeout: Duration = parse_duration("10s")
+    """Time limit for the next command or data of clients outside relay_networks under stress: while they hold nine
+    tenths or more of the connections that they may have, until they hold less than half (Postfix: smtpd_timeout with
+    stress).
+    """
+    stress_max_errors: int = Field(1, ge=1, le=1000)
+    """max_errors for clients outside relay_networks under stress (Postfix: smtpd_hard_error_limit with stress); then two
+    EHLO or other commands without mail are free, not 100.
     """
     max_errors: int = Field(20, ge=1, le=1000)
     """Number of errors after which a session is closed with 421. Decrease it against clients that try many addresses.
@@ -145,6 +158,9 @@ class MailstoreSettings(Section):
     log in.
     """
     max_connections: int = Field(500, ge=1, le=1_000_000)
-    """Maximum open connections; further ones are refused. Each needs two open files."""
+    """Maximum open connections; for further ones, the oldest connection of another machine that waits without login is
+    closed, or they are refused. At most 20 without login per client: an IPv4 address, or an IPv6 /64, four times as many
+    per /48. Each needs two open files.
+    """
     idle_timeout: Duration = parse_duration("10m")
     """Time after which an idle client is disconnected (RFC 1939 section 3: at least 10 minutes)."""

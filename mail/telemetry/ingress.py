@@ -9,18 +9,24 @@ _ingress = Component("ingress")
 VERBS = ("DATA", "EHLO", "EXPN", "HELO", "HELP", "MAIL", "NOOP", "QUIT", "RCPT", "RSET", "VRFY")
 _STAGES = ("CONTENT", "CONNECT", "OTHER")
 _ENDS = (
-    *("quit", "disconnected", "timeout", "slow", "rejected", "too_many_errors", "not_smtp"),
-    *("internal_error", "shutdown", "aborted"),
+    *("quit", "disconnected", "timeout", "slow", "rejected", "too_many_errors"),
+    *("unauth_pipelining", "not_smtp", "internal_error", "shutdown", "aborted"),
 )
 
 SMTP_CONNECTIONS = _ingress.gauge(
     "smtp_connections", "Number of open SMTP connections by listener: mx.", {"listener": ()}
 )
+SMTP_STRESS = _ingress.gauge(
+    "smtp_stress",
+    "1 while clients outside ingress.relay_networks hold nearly all connections that they may have, and have shorter "
+    "time-outs and error limits; else 0.",
+)
 SMTP_SESSIONS = _ingress.counter(
     "smtp_sessions",
     "Total number of ended SMTP sessions by listener (mx) and cause: quit, disconnected (by the client), timeout, slow "
-    "(message data too slow while memory is short), rejected (421), too_many_errors (of the client), not_smtp (an "
-    "HTTP request), internal_error, shutdown (between messages), aborted (shutdown during a message).",
+    "(message data too slow while memory is short), rejected (421), too_many_errors (of the client), "
+    "unauth_pipelining (commands sent ahead without permission), not_smtp (an HTTP request), internal_error, shutdown "
+    "(between messages), aborted (shutdown during a message).",
     {"listener": (), "end": _ENDS},
 )
 SMTP_REPLIES = _ingress.counter(

@@ -5,6 +5,7 @@
     python -m tests.bench kafka           eilpost on a real Kafka against Postfix (part of the full run)
     python -m tests.bench start           from the start of `make run` to its first 250 (part of the full run)
     python -m tests.bench queue           `eilpost queue` over 100,000 deliveries (part of the full run)
+    python -m tests.bench flood           a relay client's transaction, with 2,200 strangers and without
     python -m tests.bench profile         CPU time of a message by package and by function
     python -m tests.bench --before DIR    the checkout DIR too, with its own .venv; prints, writes nothing
 
@@ -17,7 +18,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.bench import cpu_profile, kafka, latency, queue_view, report, start
+from tests.bench import cpu_profile, flood, kafka, latency, queue_view, report, start
 from tests.bench.load import CountingSink, LoadFailed, Round, Scenario, drive
 from tests.bench.servers import EilpostServer, PostfixServer, Server
 from tests.support.servers import kafka as kafka_part
@@ -69,7 +70,10 @@ def compare(
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "what", nargs="?", choices=["compare", "profile", "latency", "start", "queue", "kafka"], default="compare"
+        "what",
+        nargs="?",
+        choices=["compare", "profile", "latency", "start", "queue", "kafka", "flood"],
+        default="compare",
     )
     parser.add_argument("--quick", action="store_true", help="small loads, three rounds, no report")
     parser.add_argument("--rounds", type=int, default=0)
@@ -81,7 +85,7 @@ def main() -> int:
     if options.what == "profile":
         return cpu_profile.run(messages=3000, size_bytes=(options.size or 10) * 1000, reused=not options.new)
     why = postfix.why_missing()
-    if why is not None and not options.eilpost and options.what not in ("start", "queue"):
+    if why is not None and not options.eilpost and options.what not in ("start", "queue", "flood"):
         print(f"bench: {why}; smtp-source and smtp-sink come with it too", file=sys.stderr)
         return 2
     no_kafka = kafka_part.why_no_cluster()
@@ -95,6 +99,10 @@ def main() -> int:
         if options.what == "start":
             for taken in start.measure(options.rounds or 5):
                 print(start.one_line(taken))
+            return 0
+        if options.what == "flood":
+            for transactions in flood.measure(500 if options.quick else 2000):
+                print(flood.one_line(transactions))
             return 0
         if options.what == "queue":
             views = queue_view.measure(options.rounds or 5)

@@ -74,9 +74,9 @@ async def exchange(role: Pop3Server, commands: bytes) -> bytes:
     return answers
 
 
-async def log_in(role: Pop3Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def log_in(role: Pop3Server, commands: bytes = LOG_IN) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await connect(role)
-    writer.write(LOG_IN)
+    writer.write(commands)
     for _ in range(3):
         assert (await reader.readline()).startswith(b"+OK")
     return reader, writer

@@ -184,9 +184,11 @@ class RunningIngress:
     def in_flight_bytes(self) -> float:
         return value("ingress_in_flight_bytes")
 
-    async def connect(self, listener: str = "mx", tls: SSLContext | None = None) -> SmtpClient:
+    async def connect(
+        self, listener: str = "mx", tls: SSLContext | None = None, *, from_ip: str = "127.0.0.1"
+    ) -> SmtpClient:
         host, port = self.ingress.bound_addresses[listener]
-        reader, writer = await asyncio.open_connection(host, port, ssl=tls)
+        reader, writer = await asyncio.open_connection(host, port, ssl=tls, local_addr=(from_ip, 0))
         self._clients.append(writer)
         return SmtpClient(reader, writer)
 

@@ -197,6 +197,27 @@ async def test_above_the_limit_the_oldest_idle_connection_is_closed(monkeypatch:
             writer.close()
 
 
+async def test_above_the_limit_a_connection_of_the_client_with_the_most_is_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("eilpost.http_server._CONNECTIONS", 3)
+    async with _serving(_health()) as port:
+        connections = []
+        for ip in ("127.0.0.2", "127.0.0.3", "127.0.0.3", "127.0.0.4"):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(ip, 0))
+            writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert await reader.readuntil(b"ok\n")
+            connections.append((reader, writer))
+        async with asyncio.timeout(2):
+            with contextlib.suppress(ConnectionError):
+                assert await connections[1][0].read() == b""
+        reader, writer = connections[0]  # older, and the only one of its client
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await reader.readuntil(b"ok\n")
+        for _reader, writer in connections:
+            writer.close()
+
+
 async def _raw(port: int, *parts: bytes) -> bytes:
     """The response until the server closes the connection; the parts are sent with a pause between them."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

@@ -30,7 +30,7 @@ AUTH_LINE_MAX = 12_288  # RFC 4954 section 4
 class ExtendedSession(Session):
     """With STARTTLS, and an AUTH that takes every response."""
 
-    def receive(self, line: bytes | Malformed, snapshot: Snapshot) -> Actions:
+    def receive(self, line: bytes | Malformed, snapshot: Snapshot, **facts: bool) -> Actions:
         match line:
             case b"STARTTLS":
                 yield Reply(220, "2.0.0", "Ready to start TLS")
@@ -45,7 +45,7 @@ class ExtendedSession(Session):
                     assert len(response) < AUTH_LINE_MAX
                 yield Reply(235, "2.7.0", f"{len(response)} octets")
             case _:
-                yield from super().receive(line, snapshot)
+                yield from super().receive(line, snapshot, **facts)
 
 
 @pytest.fixture

@@ -47,18 +47,18 @@ async def test_unavailable_directory_or_store_is_a_temporary_error(mailboxes: Me
         directory.is_down = True
         assert b"-ERR [SYS/TEMP]" in await exchange(role, LOG_IN + b"QUIT\r\n")
         directory.is_down = False
-        role.mailboxes = FailingMailboxes(mailboxes, method="messages")
+        role.services.mailboxes = FailingMailboxes(mailboxes, method="messages")
         assert b"-ERR [SYS/TEMP]" in await exchange(role, LOG_IN + b"QUIT\r\n")
         assert not mailboxes.locked
-        role.mailboxes = FailingMailboxes(mailboxes, method="expunge")
+        role.services.mailboxes = FailingMailboxes(mailboxes, method="expunge")
         assert (await exchange(role, LOG_IN + b"DELE 1\r\nQUIT\r\n")).endswith(
             b"-ERR [SYS/TEMP] some deleted messages were not removed\r\n"
         )
-        role.mailboxes = FailingMailboxes(mailboxes, method="mark_seen")
+        role.services.mailboxes = FailingMailboxes(mailboxes, method="mark_seen")
         answers = await exchange(role, LOG_IN + b"RETR 1\r\nDELE 2\r\nQUIT\r\n")
         assert answers.endswith(b"+OK bye\r\n")  # the deletion succeeded; a missing flag is only logged
         assert [stored.uid for stored in await mailboxes.messages(OWNER)] == ["A-0"]
-        role.mailboxes = FailingMailboxes(mailboxes, method="read")
+        role.services.mailboxes = FailingMailboxes(mailboxes, method="read")
         answers = await exchange(role, LOG_IN + b"RETR 1\r\nNOOP\r\nQUIT\r\n")
         assert answers.endswith(b"-ERR [SYS/TEMP] message not available, try again later\r\n+OK\r\n+OK bye\r\n")
 
@@ -75,7 +75,7 @@ async def test_session_in_a_command_is_aborted_after_the_drain_time(mailboxes: M
     with capture_logs() as lines:
         async with running_pop3(mailboxes, node=NodeSettings(drain_timeout="50ms")) as role:
             reader, writer = await log_in(role)
-            role.mailboxes = HangingMailboxes()
+            role.services.mailboxes = HangingMailboxes()
             writer.write(b"RETR 1\r\n")
             await asyncio.wait_for(is_reading.wait(), 10)
         assert b"\r\n.\r\n" not in await asyncio.wait_for(reader.read(), 10)
@@ -87,7 +87,7 @@ async def test_session_in_a_command_is_aborted_after_the_drain_time(mailboxes: M
 async def test_interrupted_message_has_no_final_dot(mailboxes: MemoryMailboxes) -> None:
     await mailboxes.append(OWNER, DeliveryId("C-0"), b"line\r\n" * 100_000)
     async with running_pop3(mailboxes) as role:
-        role.mailboxes = FailingMailboxes(mailboxes, method="read", successes=2)
+        role.services.mailboxes = FailingMailboxes(mailboxes, method="read", successes=2)
         reader, writer = await log_in(role)
         writer.write(b"RETR 3\r\n")
         received = b""

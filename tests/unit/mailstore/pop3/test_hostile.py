@@ -12,7 +12,7 @@ import pytest
 from mail.message import DeliveryId
 from mailstore.maildir import Maildir
 from mailstore.memory import MemoryMailboxes
-from mailstore.pop3 import server as pop3_server
+from mailstore.pop3 import connection as pop3_connection
 from tests.support.clients.pop3 import LOG_IN, OWNER, connect, exchange, log_in, metric, running_pop3
 from tests.support.servers.ports import wait_until
 
@@ -62,7 +62,7 @@ async def test_client_that_never_reads_holds_one_slice_and_is_disconnected(tmp_p
                 for connection in role._connections.values():
                     buffered = max(buffered, connection._writer.transport.get_write_buffer_size())
                 await asyncio.sleep(0.005)
-        assert 0 < buffered <= 2 * pop3_server.SLICE_BYTES + 100
+        assert 0 < buffered <= 2 * pop3_connection.SLICE_BYTES + 100
         async with maildir.session_lock(OWNER):
             client.close()
 
@@ -90,10 +90,10 @@ async def test_connection_during_a_drain_is_refused_with_the_reason(mailboxes: M
 async def test_connections_without_login_are_limited_per_client(
     mailboxes: MemoryMailboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(pop3_connection, "MAX_UNAUTHENTICATED_PER_CLIENT", 3)
     async with running_pop3(mailboxes) as role:
         reader, writer = await log_in(role)  # authenticated connections do not count
-        monkeypatch.setattr(pop3_server, "_is_loopback", lambda _ip: False)
-        monkeypatch.setattr(pop3_server, "MAX_UNAUTHENTICATED_PER_CLIENT", 3)
+        monkeypatch.setattr(pop3_connection, "is_loopback", lambda _ip: False)
         connections = [await connect(role) for _ in range(3)]
         for unauthenticated, _writer in connections:
             assert (await unauthenticated.readline()).startswith(b"+OK")
@@ -102,3 +102,37 @@ async def test_connections_without_login_are_limited_per_client(
         assert await reader.readline() == b"+OK\r\n"
         for _reader, other in [*connections, (reader, writer)]:
             other.close()
+
+
+async def test_a_outsider_without_login_makes_room_for_a_new_connection(
+    mailboxes: MemoryMailboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_pop3(mailboxes, max_connections=3) as role:
+        reader, writer = await log_in(role)
+        monkeypatch.setattr(pop3_connection, "is_loopback", lambda _ip: False)
+        outsiders = [await connect(role) for _ in range(2)]
+        for outsider, _writer in outsiders:
+            assert (await outsider.readline()).startswith(b"+OK")
+        monkeypatch.undo()
+        before = metric("eilpost_pop3_sessions_total", end="rejected")
+        other = await log_in(role, b"USER bob@example.test\r\nPASS bobs\r\n")
+        assert await asyncio.wait_for(outsiders[0][0].read(), 10) == b""  # the oldest
+        assert metric("eilpost_pop3_sessions_total", end="rejected") == before + 1
+        for still_served, its_writer in (other, outsiders[1], (reader, writer)):
+            its_writer.write(b"CAPA\r\n")
+            assert await still_served.readline() == b"+OK capabilities follow\r\n"
+        for _reader, each in [*outsiders, (reader, writer), other]:
+            each.close()
+
+
+async def test_a_login_frees_the_place_among_connections_without_login(
+    mailboxes: MemoryMailboxes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running_pop3(mailboxes) as role:
+        await exchange(role, b"QUIT\r\n")
+        monkeypatch.setattr(pop3_connection, "is_loopback", lambda _ip: False)
+        outsider, writer = await connect(role)
+        await outsider.readline()
+        assert len(role.services.unauthenticated) == 1
+        writer.close()
+        await wait_until(lambda: len(role.services.unauthenticated) == 0)

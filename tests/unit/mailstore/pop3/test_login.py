@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mailstore.memory import MemoryMailboxes
-from mailstore.pop3 import server as pop3_server
-from tests.support.clients.pop3 import LOG_IN, exchange, metric, running_pop3
+from mailstore.pop3 import connection as pop3_connection
+from tests.support.clients.pop3 import LOG_IN, exchange, log_in, metric, running_pop3
 
 
 async def test_unknown_user_and_wrong_password_get_the_same_replies(mailboxes: MemoryMailboxes) -> None:
@@ -32,16 +32,20 @@ async def test_wrong_password_is_delayed(mailboxes: MemoryMailboxes, monkeypatch
         return await real(0, result)
 
     async with running_pop3(mailboxes, failure_delay=timedelta(seconds=2)) as role:
-        monkeypatch.setattr(pop3_server.asyncio, "sleep", sleep)
-        await exchange(role, b"USER alice@example.test\r\nPASS no\r\n" * 3)
+        monkeypatch.setattr(pop3_connection.asyncio, "sleep", sleep)
+        for _ in range(3):  # a new session does not help
+            await exchange(role, b"USER alice@example.test\r\nPASS no\r\n" * 3)
+        assert slept == [2.0] * 3 + [4.0, 8.0] + [16.0] * 4
+        _reader, writer = await log_in(role)  # the right password is never delayed
+        writer.close()
+        assert len(slept) == 9
         monkeypatch.undo()
-    assert slept == [2.0] * 3
 
 
 async def test_plain_text_password_from_a_remote_address_is_not_checked(
     mailboxes: MemoryMailboxes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pop3_server, "_is_loopback", lambda _ip: False)
+    monkeypatch.setattr(pop3_connection, "is_loopback", lambda _ip: False)
     async with running_pop3(mailboxes) as role:
         answers = await exchange(role, LOG_IN + b"AUTH PLAIN AGEAYg==\r\nQUIT\r\n")
         assert answers.count(b"-ERR [AUTH]") == 3
@@ -53,4 +57,4 @@ async def test_plain_text_password_from_a_remote_address_is_not_checked(
      ("::ffff:192.0.2.1", False), ("fe80::1%lo", False), ("2001:db8::1", False), ("", False)],
 )  # fmt: skip
 def test_loopback_addresses(ip: str, loopback: bool) -> None:
-    assert pop3_server._is_loopback(ip) is loopback
+    assert pop3_connection.is_loopback(ip) is loopback
