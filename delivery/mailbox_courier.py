@@ -50,10 +50,10 @@ class MailboxCourier:
         user = self._directory.snapshot.users.get(route.owner)
         if user is None:
             return same_outcome(envelope, NO_SUCH_MAILBOX)
-        sender = "" if envelope.reverse_path is None else envelope.reverse_path
+        sender = "" if envelope.reverse_path is None else envelope.reverse_path.downgraded
         header = f"Return-Path: <{sender}>\r\n" + "".join(
             f"Delivered-To: {address}\r\n"
-            for address in dict.fromkeys(recipient.address for recipient in envelope.recipients)
+            for address in dict.fromkeys(recipient.address.downgraded for recipient in envelope.recipients)
         )
         try:
             async with asyncio.timeout(APPEND_TIMEOUT_SECONDS):

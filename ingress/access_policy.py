@@ -8,6 +8,7 @@ instead of bouncing it. The caller evaluates `relay_networks` (`ingress/listener
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import assert_never
@@ -21,6 +22,8 @@ from mail.directory.expand import UNKNOWN_USER, undeliverable_reply
 from mail.envelope import Recipient
 from mail.reply import Reply
 from mail.resolver import AddressAnswer, DnsUnknown, IpAddresses, MxAnswer, MxHosts, NoRecords, NoSuchDomain, NullMx
+
+_SENDER_ROUTING = re.compile("[%!@]")  # RFC 5321 section 4.1.2 leaves the local-part to its host: user%host, host!user
 
 _parsed_ip = lru_cache(maxsize=1024)(ipaddress.ip_address)  # the same clients connect often
 
@@ -122,7 +125,12 @@ def check_recipient(
         address = postmaster(snapshot, hostname)
         return Recipient(Address(address.local, hostname)).readdressed(address)
     match snapshot.lookup(forward_path):
-        case IsMailbox() | IsRelayed():
+        case IsMailbox():
+            return Recipient(forward_path)
+        case IsRelayed():
+            # As Postfix with `allow_untrusted_routing = no`: the relay domain's host might send it on to a third one.
+            if not client_policy.may_relay and _SENDER_ROUTING.search(forward_path.local):
+                return replies.RELAYING_DENIED.about(_address_text(forward_path))
             return Recipient(forward_path)
         case IsAlias():
             reason = undeliverable_reply(forward_path, snapshot, alias_depth)

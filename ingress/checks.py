@@ -44,7 +44,6 @@ def add_received(draft: Draft) -> Prepend:
             queue_id=message.queue_id,
             recipient=envelope.recipients[0].original if len(envelope.recipients) == 1 else None,
             now=message.received,
-            smtputf8=envelope.smtputf8,
         )
     )
 

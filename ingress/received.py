@@ -13,8 +13,9 @@ from email.utils import format_datetime
 from mail.address import Address
 from mail.message import Client, QueueId
 
-# Not allowed in a header: comments, quotes, control and other invisible characters.
-_UNSAFE_IN_HELO = re.compile(r"[^!#-'*-\[\]-~]")
+# What a reader of the field could take for its structure: comments, quotes, addresses, the end of the clauses before
+# the date, control and other invisible characters. Postfix's smtpd replaces nearly the same set.
+_UNSAFE_IN_HELO = re.compile(r"[^!#-'*+\--:=?A-\[\]-~]")
 _HEADER_BYTES_MAX = 1 << 20
 _RECEIVED_FIELD = re.compile(rb"\r\nreceived[ \t]*:")
 
@@ -33,7 +34,6 @@ def received_field(
     queue_id: QueueId,
     recipient: Address | None,
     now: datetime,
-    smtputf8: bool = False,
 ) -> bytes:
     """The Received field, folded, ending in CRLF. `recipient` is None when there are several, so that recipients do not
     see each other (RFC 5321 section 7.2). `now` is aware, UTC.
@@ -41,8 +41,9 @@ def received_field(
     literal = f"[IPv6:{client.ip}]" if ":" in client.ip else f"[{client.ip}]"
     helo = _UNSAFE_IN_HELO.sub("?", client.helo) or "unknown"
     for_clause = ""
-    if recipient is not None and (smtputf8 or recipient.is_ascii):
-        for_clause = f"\r\n\tfor <{recipient}>"
+    # Only in ASCII: otherwise this line would make the message require SMTPUTF8 of every next hop.
+    if recipient is not None and recipient.local.isascii():
+        for_clause = f"\r\n\tfor <{recipient.downgraded}>"
     return (
         f"Received: from {helo} ({literal})\r\n\tby {hostname} (eilpost) with {client.protocol} id {queue_id}"
         f"{for_clause};\r\n\t{format_datetime(now)}\r\n"

@@ -76,6 +76,15 @@ class Address(FrameStruct, frozen=True):
         """False when the address requires SMTPUTF8."""
         return self.local.isascii() and self.domain.isascii()
 
+    @property
+    def downgraded(self) -> Address:
+        """The address with its domain in A-labels, so that it does not require SMTPUTF8; unchanged if the local-part
+        requires it.
+        """
+        if self.domain.isascii() or not self.local.isascii():
+            return self
+        return Address(self.local, self.domain_ascii)
+
     def __str__(self) -> str:
         """The SMTP form; the local-part is quoted if necessary."""
         if _DOT_STRING_UTF8.match(self.local):

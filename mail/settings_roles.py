@@ -41,8 +41,8 @@ class IngressSettings(Section):
     stress).
     """
     stress_max_errors: int = Field(1, ge=1, le=1000)
-    """max_errors for clients outside relay_networks under stress (Postfix: smtpd_hard_error_limit with stress); then two
-    EHLO or other commands without mail are free, not 100.
+    """max_errors for clients outside relay_networks under stress (Postfix: smtpd_hard_error_limit with stress); then
+    two EHLO or other commands without mail are free, not 100.
     """
     max_errors: int = Field(20, ge=1, le=1000)
     """Number of errors after which a session is closed with 421. Decrease it against clients that try many addresses.
@@ -159,8 +159,8 @@ class MailstoreSettings(Section):
     """
     max_connections: int = Field(500, ge=1, le=1_000_000)
     """Maximum open connections; for further ones, the oldest connection of another machine that waits without login is
-    closed, or they are refused. At most 20 without login per client: an IPv4 address, or an IPv6 /64, four times as many
-    per /48. Each needs two open files.
+    closed, or they are refused. At most 20 without login per client: an IPv4 address, or an IPv6 /64, four times as
+    many per /48. Each needs two open files.
     """
     idle_timeout: Duration = parse_duration("10m")
     """Time after which an idle client is disconnected (RFC 1939 section 3: at least 10 minutes)."""

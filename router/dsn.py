@@ -55,8 +55,8 @@ def failure_dsn(
     # Folded, because strict servers refuse longer lines, and a refused DSN is lost.
     quoted = b"\r\n".join(map(fold, _complete_lines(header_section(headers, QUOTED_BYTES_MAX)).split(b"\r\n")))
     utf8 = (
-        not sender.is_ascii
-        or not all(failure.recipient.address.is_ascii and failure.recipient.original.is_ascii for failure in failures)
+        not sender.local.isascii()
+        or not all(failure.recipient.address.local.isascii() for failure in failures)
         or (original.envelope.smtputf8 and not quoted.isascii())
     )
     content = _render(original, sender, failures, quoted, hostname, queue_id, now, utf8)
@@ -64,7 +64,7 @@ def failure_dsn(
         reverse_path=None,  # RFC 3464 section 2
         recipients=(Recipient(sender),),
         body=Body.SEVEN_BIT if content.isascii() else Body.EIGHT_BIT,
-        smtputf8=utf8,
+        smtputf8=not sender.local.isascii(),  # its own header is ASCII then; the parts need 8BITMIME only
     )
     message = Message(queue_id, original.tenant, now, envelope, len(content))
     return Accepted(message, Inline(content))
@@ -84,7 +84,7 @@ def _render(
     head = [
         f"Date: {format_datetime(now)}",
         f"From: Mail delivery at {_atom(hostname)} <MAILER-DAEMON@{hostname}>",
-        f"To: <{sender}>",
+        f"To: <{sender.downgraded}>",
         "Subject: Your message could not be delivered",
         f"Message-ID: <{queue_id}@{hostname}>",
         "Auto-Submitted: auto-replied",  # RFC 3834 section 5
@@ -178,6 +178,7 @@ def _delivery_status_part(
 
 def typed_address(address: Address) -> str:
     """An address with its type: RFC 3464 section 2.3.2, RFC 6533 section 3."""
+    address = address.downgraded
     return f"{'rfc822' if address.is_ascii else 'utf-8'}; {address}"
 
 

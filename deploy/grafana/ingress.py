@@ -69,13 +69,9 @@ _SESSIONS_AND_REPLIES = (
     lines(17, "Open connections by process", by_process(total("smtp_connections", PROCESS)), COUNT).description(
         "A process takes at most ingress.max_connections."
     ),
-    lines(
-        20,
-        "Stress by process",
+    lines(20, "Stress by process", by_process(total("smtp_stress", PROCESS)), COUNT).description(
         "1 while clients outside relay networks hold nine tenths or more of their connections: they have shorter "
-        "time-outs and error limits.",
-        by_process(total("smtp_stress", PROCESS)),
-        unit=COUNT,
+        "time-outs and error limits."
     ),
 )
 

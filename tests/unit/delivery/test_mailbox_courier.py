@@ -7,7 +7,9 @@ import asyncio
 import pytest
 
 from delivery.mailbox_courier import MailboxCourier
+from mail.address import Address
 from mail.directory import Snapshot, User
+from mail.envelope import Envelope, Recipient
 from mail.message import DeliveryId
 from mail.outcome import Deferred, Delivered, Failed
 from mailstore.mailboxes import MailboxFull, MailboxUnavailable, MessageTooLarge
@@ -54,6 +56,22 @@ async def test_mailbox_gets_trace_headers_and_unchanged_message() -> None:
     again = await mailbox_courier(box).deliver(own_delivery, CONTENT)
     assert all(isinstance(outcome, Delivered) and "Duplicate" in outcome.reply.text for outcome in again)
     assert len(box.stored) == 1
+
+
+async def test_trace_headers_have_a_labels_where_possible() -> None:
+    box = FakeMailboxes()
+    recipients = tuple(Recipient(Address(local, "bücher.test")) for local in ("alice", "älice"))
+    own_envelope = Envelope(Address("sender", "bücher.test"), recipients, smtputf8=True)
+    await mailbox_courier(box).deliver(delivery(mailbox(), own_envelope=own_envelope), CONTENT)
+    ((_, content),) = box.stored.items()
+    assert (
+        content
+        == (
+            "Return-Path: <sender@xn--bcher-kva.test>\r\n"
+            "Delivered-To: alice@xn--bcher-kva.test\r\nDelivered-To: älice@bücher.test\r\n"
+        ).encode()
+        + CONTENT
+    )
 
 
 async def test_return_path_of_the_message_is_removed() -> None:

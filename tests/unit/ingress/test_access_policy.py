@@ -20,6 +20,7 @@ from mail.address import Address
 from mail.directory import Domain, LookupResult, Snapshot, User
 from mail.envelope import Recipient
 from mail.reply import Reply
+from mail.route import ToRelay
 from tests.support.servers.ingress import make_snapshot
 
 REMOTE = ClientPolicy(may_relay=False, sender_must_resolve=True)
@@ -62,6 +63,18 @@ def test_only_relay_networks_may_send_to_remote_domains() -> None:
     unknown = check_recipient(A("nobody@example.test"), make_snapshot(), RELAY, "mx.example.test", 20)
     assert isinstance(unknown, Reply)
     assert unknown.enhanced == "5.1.1"
+
+
+@pytest.mark.parametrize("local", ["victim%elsewhere", "elsewhere!victim", "victim@elsewhere"])
+@pytest.mark.parametrize("by_mx", [False, True])
+def test_only_relay_networks_may_route_through_a_relay_domain(local: str, by_mx: bool) -> None:
+    relay_to = None if by_mx else ToRelay("127.0.0.1", 25)
+    snapshot = Snapshot(domains={"relay.test": Domain("relay.test", "default", relay_to=relay_to, by_mx=by_mx)})
+    address = Address(local, "relay.test")
+    refused = check_recipient(address, snapshot, REMOTE, "mx.example.test", 20)
+    assert isinstance(refused, Reply)
+    assert (refused.code, refused.enhanced) == (550, "5.7.1")
+    assert check_recipient(address, snapshot, RELAY, "mx.example.test", 20) == Recipient(address)
 
 
 def test_postmaster_always_exists() -> None:

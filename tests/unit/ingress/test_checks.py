@@ -176,9 +176,12 @@ def test_size_is_checked_before_the_hops() -> None:
 
 
 def test_utf8_in_a_stamp_declares_8bitmime() -> None:
-    for utf8, body in ((False, Body.SEVEN_BIT), (True, Body.EIGHT_BIT)):
-        stamped = draft(utf8=utf8)
-        assert run(MX_STEPS, stamped) is None
+    for steps, body in (
+        (MX_STEPS, Body.SEVEN_BIT),
+        ((*MX_STEPS, Step(lambda _draft: Prepend("X-Name: bøb\r\n".encode()))), Body.EIGHT_BIT),
+    ):
+        stamped = draft(utf8=True)
+        assert run(steps, stamped) is None
         assert stamped.finish()[0].envelope.body is body
 
 

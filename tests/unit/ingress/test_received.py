@@ -9,21 +9,24 @@ from email.utils import parsedate_to_datetime
 import pytest
 import structlog
 
+from delivery.capabilities import Capabilities
+from delivery.transaction import Transaction
 from ingress.content import ContentStart, content_start
 from ingress.received import count_hops, received_field, with_protocol
 from mail.address import Address
+from mail.envelope import Envelope, Recipient
 from mail.header_section import header_section
 from mail.log import Down
-from mail.message import Client, QueueId
+from mail.message import Client, Inline, QueueId
 from tests.support.servers.ingress import running_ingress
 
 NOW = datetime(2026, 3, 1, 4, 5, 6, tzinfo=UTC)
 QUEUE_ID = QueueId("01M85DXKVK0FGNCFAQP8N9B05F")
 
 
-def line(helo: str = "client.test", ip: str = "192.0.2.1", recipient: Address | None = None, **more: bool) -> bytes:
+def line(helo: str = "client.test", ip: str = "192.0.2.1", recipient: Address | None = None) -> bytes:
     client = Client(ip=ip, port=1, helo=helo, protocol="ESMTP")
-    return received_field(client=client, hostname="mx.test", queue_id=QUEUE_ID, recipient=recipient, now=NOW, **more)
+    return received_field(client=client, hostname="mx.test", queue_id=QUEUE_ID, recipient=recipient, now=NOW)
 
 
 def test_received_field() -> None:
@@ -35,7 +38,7 @@ def test_received_field() -> None:
     assert b"for" not in line()
     assert b"([IPv6:2001:db8::1])" in line(ip="2001:db8::1")
     assert b"for" not in line(recipient=Address("böb", "example.test"))
-    assert "for <böb@example.test>".encode() in line(recipient=Address("böb", "example.test"), smtputf8=True)
+    assert b"for <bob@xn--bcher-kva.test>" in line(recipient=Address("bob", "bücher.test"))
 
 
 def test_received_field_is_parseable_for_any_helo_name() -> None:
@@ -45,6 +48,13 @@ def test_received_field_is_parseable_for_any_helo_name() -> None:
         value = str(message["Received"])
         assert parsedate_to_datetime(value.rpartition(";")[2].strip()) == NOW
         assert not set('()\\"') & set(value.split(" ")[1])
+
+
+def test_helo_name_cannot_look_like_another_clause_of_the_field() -> None:
+    name = "x;by,a@b<c>[192.0.2.9]"
+    assert b"Received: from x?by?a?b?c?[192.0.2.9] ([192.0.2.1])\r\n" in line(name)
+    assert b"Received: from [IPv6:2001:db8::1] (" in line("[IPv6:2001:db8::1]")
+    assert b"Received: from a_b-c.test (" in line("a_b-c.test")
 
 
 def test_protocol_names() -> None:
@@ -186,3 +196,20 @@ async def test_accepted_message_records_client_and_protocol() -> None:
         assert message.client is not None
         assert (message.client.ip, message.client.protocol) == ("127.0.0.1", "UTF8SMTP")
         assert b"with UTF8SMTP id " + message.queue_id.encode() in server.content()
+
+
+async def test_our_own_lines_never_make_a_message_require_smtputf8() -> None:
+    async with running_ingress() as server:
+        for recipient in ("bob@catch.müller.test", "bob@catch.test", "ülf@catch.test"):
+            client = await server.connect()
+            await client.read_reply()
+            for command in ("EHLO x", "MAIL FROM:<> SMTPUTF8", f"RCPT TO:<{recipient}>", "DATA"):
+                assert (await client.command(command))[0] in "23", command
+            assert (await client.command("Subject: x\r\n\r\n.")).startswith("250")
+        for accepted in server.log.accepted:
+            content = accepted.content
+            assert isinstance(content, Inline)
+            assert content.data.isascii()
+            ascii_recipients = Envelope(None, (Recipient(Address("x", "müller.test")),), smtputf8=True)
+            transaction = Transaction(ascii_recipients, content.data, Capabilities(), "mx.test")
+            assert transaction.rcpts == [b"RCPT TO:<x@xn--mller-kva.test>\r\n"]

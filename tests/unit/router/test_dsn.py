@@ -112,6 +112,27 @@ def test_international_address_makes_a_global_dsn() -> None:
     assert "Final-Recipient: utf-8; jürgen@bücher.test".encode() in data
 
 
+def test_domains_are_written_in_a_labels_and_need_no_smtputf8() -> None:
+    report = write(FailedRecipient(recipient("u@bücher.test"), FAILED_REPLY), sender="s@müller.test")
+    assert isinstance(report.content, Inline)
+    data = report.content.data
+    assert not report.message.envelope.smtputf8
+    assert b"To: <s@xn--mller-kva.test>\r\n" in data
+    assert b"Final-Recipient: rfc822; u@xn--bcher-kva.test\r\n" in data
+    assert b"Content-Type: message/delivery-status" in data
+    assert data.partition(b"\r\n\r\n")[0].isascii()
+
+
+def test_dsn_to_an_ascii_sender_needs_no_smtputf8() -> None:
+    """What the message and its recipients need must not keep the report from its own recipient."""
+    report = write(FailedRecipient(recipient("jürgen@far.test"), FAILED_REPLY))
+    assert isinstance(report.content, Inline)
+    assert not report.message.envelope.smtputf8
+    assert report.message.envelope.body is Body.EIGHT_BIT
+    assert b"message/global-delivery-status" in report.content.data
+    assert report.content.data.partition(b"\r\n\r\n")[0].isascii()
+
+
 @pytest.mark.parametrize(
     ("headers", "reply", "encoding"),
     [
