@@ -8,6 +8,7 @@ Next: `mailstore/maildir`, or the remote server.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,12 +17,12 @@ import structlog
 from delivery.attempt import AttemptResult, AttemptRunner
 from delivery.capacity import Capacity, DeliveryItem
 from mail.backoff import backoff
-from mail.log import DeliveryShard, LogUnavailable, ShardLost
-from mail.record import Attempted
+from mail.log import Damaged, DeliveryShard, Entry, LogUnavailable, ShardLost
+from mail.record import Attempted, Dispatched
 from mail.route import MAILBOX_SITE
 from mail.tasks import cancel_tasks
 from mail.telemetry.delivery import IN_FLIGHT
-from mail.telemetry.log import CONSUMED_RECORDS
+from mail.telemetry.log import CONSUMED_RECORDS, DAMAGED_RECORDS
 
 logger = structlog.get_logger()
 
@@ -83,16 +84,36 @@ class Worker:
             pauses = backoff(_BACKOFF_SECONDS, _BACKOFF_SECONDS_MAX)
             _CONSUMED.inc(len(entries))
             for entry in entries:
-                self._capacity.add(self, entry)
+                if isinstance(entry.record, Damaged):
+                    self._add_task(self._pass_on(entry))
+                else:
+                    self._capacity.add(self, entry)
             self._capacity.start()
 
     # Delivering
 
     def start_delivery(self, item: DeliveryItem) -> None:
         """Called by the capacity."""
-        task = asyncio.create_task(self._run_delivery(item))
+        self._add_task(self._run_delivery(item))
+
+    def _add_task(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def _pass_on(self, entry: Entry[Damaged]) -> None:
+        """Pass a damaged dispatch to the router, which puts it into quarantine and dispatches its delivery again."""
+        DAMAGED_RECORDS.labels("dispatched").inc()
+        damaged = entry.record
+        logger.error("damaged dispatch passed to the router", record=damaged.position, error=damaged.reason)
+        try:
+            await self._finish(entry, damaged, {"record": damaged.position})
+        except ShardLost:
+            self._stopping = True  # the next owner does it
+        except Exception as error:  # boundary of the task: `run` raises it
+            logger.exception("damaged dispatch not passed on: shard restarts", record=damaged.position)
+            if not self._failure.done():
+                self._failure.set_exception(ReportFailed(f"{damaged.position}: {error!r}"))
 
     async def _run_delivery(self, item: DeliveryItem) -> None:
         IN_FLIGHT.inc()
@@ -139,14 +160,22 @@ class Worker:
             self._delivering.discard(task)
 
     async def _report(self, item: DeliveryItem, attempted: Attempted) -> None:
+        await self._finish(item.entry, attempted, self._ids_of(item))
+
+    async def _finish(
+        self,
+        entry: Entry[Dispatched] | Entry[Damaged],
+        attempted: Attempted | Damaged,
+        ids: Mapping[str, str | int],
+    ) -> None:
         """Retry until the log accepts the report."""
         for pause in backoff(_BACKOFF_SECONDS, _BACKOFF_SECONDS_MAX):
             try:
-                await self._shard.finish(item.entry, attempted)
+                await self._shard.finish(entry, attempted)
                 return
             except LogUnavailable as error:
                 event = "log unavailable, report of an attempt waits"
-                logger.warning(event, **self._ids_of(item), retry_seconds=pause, error=str(error))
+                logger.warning(event, **ids, retry_seconds=pause, error=str(error))
                 await asyncio.sleep(pause)
 
     def _ids_of(self, item: DeliveryItem) -> dict[str, str | int]:

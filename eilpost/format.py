@@ -36,6 +36,8 @@ def format_wait(waiting: Waiting, now: datetime | None = None, attempts: int = 0
             return f"held: {waiting.reason}" if waiting.reason else "held"
         case WaitCause.UNRESOLVED:
             return f"unresolved, next DNS query {due}: {waiting.reason}"
+        case WaitCause.CORRUPT:
+            return f"corrupt: {waiting.reason}"
         case _:
             assert_never(waiting.cause)
 

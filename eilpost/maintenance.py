@@ -80,6 +80,8 @@ class Maintenance:
                 older_than = min(older_than, oldest_unread - ORDER_TOLERANCE)
             summary = QueueSummary(limit=1)
             await queue.summarize_queue(summary)
+            if summary.damaged:
+                return  # the content of a damaged entry is unknown until the router has replaced it
             older_than = min(older_than, summary.total.oldest or older_than)
         removed = await self.spool.sweep(older_than)
         if removed:

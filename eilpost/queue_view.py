@@ -63,6 +63,9 @@ def write(summary: QueueSummary, backlog: Backlog, output: Output, now: datetime
                 output.write((f"... and {hidden:,} more ({following}, --limit 0 shows all)", "dim"))
             output.write()
         _write_totals(summary, output, now, _SUMMARY_LINES if top is None else top)
+    if summary.damaged:
+        text = f"{summary.damaged:,} queue entries are damaged and not shown; the router replaces them when it starts"
+        output.write((text, "bold"))
     if backlog.accepted:
         output.write((f"{backlog.accepted:,} accepted, not routed yet", "dim"))
 

@@ -16,6 +16,7 @@ from mail.log import Backlog, HistoryLog, LogUnusable
 
 if TYPE_CHECKING:
     from mail.directory import Snapshot
+    from mail.log import Damaged
     from mail.log.kafka.history import KafkaHistory
     from mail.log.queue_summary import QueueSummary
     from mail.message import QueueId
@@ -58,7 +59,7 @@ class CombinedHistory:
     shared: HistoryLog
     tenants: Sequence[HistoryLog]
 
-    async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
+    async def history(self, queue_id: QueueId) -> AsyncIterator[Event | Damaged]:
         for events in (
             self.shared.history(queue_id),
             *(_readable(tenant.history(queue_id)) for tenant in self.tenants),

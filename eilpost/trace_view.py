@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 
 from eilpost.format import format_addresses, format_age, format_bytes, format_sender, format_time
 from eilpost.output import Output
+from eilpost.terminal import print_message
 from eilpost.timeline import Line, State, Timeline, build_timeline, lines_from, next_steps
-from mail.log import HistoryLog
+from mail.log import Damaged, HistoryLog
 from mail.message import DeliveryId, QueueId
 from mail.record import Active, Closed, Event, Waiting
 
@@ -49,7 +51,17 @@ async def _build_timeline(log: HistoryLog, queue_id: QueueId, events: Sequence[E
 
 
 async def _history(log: HistoryLog, queue_id: QueueId) -> list[Event]:
-    return [event async for event in log.history(queue_id)]
+    """The events that can be read."""
+    events = [event async for event in log.history(queue_id)]
+    readable = [event for event in events if not isinstance(event, Damaged)]
+    if len(readable) < len(events):
+        _report(f"{queue_id}: {len(events) - len(readable)} damaged events are left out")
+    return readable
+
+
+@cache  # `follow` reads the history again and again
+def _report(text: str) -> None:
+    print_message(text)
 
 
 def write(timeline: Timeline, output: Output, now: datetime) -> None:

@@ -48,10 +48,13 @@ class WaitCause(StrEnum):
     THROTTLED = "throttled"  # its site or the shard has reached a limit of active deliveries or bytes
     HELD = "held"  # quarantined
     UNRESOLVED = "unresolved"  # DNS has not answered yet
+    CORRUPT = "corrupt"  # the bytes of a damaged record of the log, in `content`; no delivery
 
 
 class Waiting(FrameStruct, frozen=True, tag="waiting"):
-    """Waits until `due`. A held delivery is due at the maximum datetime; no command releases it yet."""
+    """Waits until `due`. A held delivery is due at the maximum datetime; no command releases it yet. A corrupt record
+    is removed when it is due.
+    """
 
     due: Instant
     cause: WaitCause
@@ -68,7 +71,8 @@ def state_name(state: Active | Waiting) -> str:
 
 
 class QueueEntry(FrameStruct, frozen=True, tag="queue_entry"):
-    """An open delivery: a record of the queue. Key: the delivery id; a later record replaces an earlier one.
+    """An open delivery, or a damaged record of the log in quarantine (`WaitCause.CORRUPT`, without recipients): a
+    record of the queue. Key: the delivery id; a later record replaces an earlier one.
 
     `content` is None while it is inside `Dispatched`; for a waiting delivery it is `Spooled`, or `Inline` when the
     spool failed. `attempts` counts reported attempts; `last` is the last reply that was not 2xx.
@@ -80,6 +84,11 @@ class QueueEntry(FrameStruct, frozen=True, tag="queue_entry"):
     attempts: int = 0
     last: Reply | None = None
     last_remote: str | None = None
+
+
+def is_corrupt(entry: QueueEntry) -> bool:
+    """Whether an entry is a damaged record in quarantine, not a delivery."""
+    return isinstance(entry.state, Waiting) and entry.state.cause is WaitCause.CORRUPT
 
 
 class QueueTombstone(FrameStruct, frozen=True):

@@ -38,7 +38,7 @@ def due_now(entries: Iterable[QueueEntry], schedule: Sequence[timedelta], now: d
     """The entries with a retry time that is too far in the future, each with the retry time `now`."""
     for entry in entries:
         state = entry.state
-        if not isinstance(state, Waiting) or state.cause is WaitCause.HELD:
+        if not isinstance(state, Waiting) or state.cause in (WaitCause.HELD, WaitCause.CORRUPT):
             continue
         if state.due > now + _longest_wait(state.cause, schedule, entry.attempts) + TOLERANCE:
             yield replace(entry, state=replace(state, due=now))

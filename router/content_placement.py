@@ -14,7 +14,7 @@ import structlog
 from msgspec.structs import replace
 
 from mail.message import Inline, Spooled
-from mail.record import Dispatched, QueueEntry, Record
+from mail.record import Dispatched, QueueEntry, Record, is_corrupt
 from mail.spool import Spool, SpoolUnavailable
 from router.mail_queue import MailQueue
 
@@ -40,7 +40,7 @@ class ContentPlacement:
         inline_entries = [
             (index, record, record.content.data)
             for index, record in enumerate(outputs)
-            if isinstance(record, QueueEntry) and isinstance(record.content, Inline)
+            if isinstance(record, QueueEntry) and isinstance(record.content, Inline) and not is_corrupt(record)
         ]
         excess_copies = _excess_copies(outputs)
         contents = {id(data): data for _, _, data in [*inline_entries, *excess_copies]}

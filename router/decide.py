@@ -213,6 +213,9 @@ def _on_due(queue: MailQueue, trigger: Due, context: RoutingContext, now: dateti
     entry = queue.entry(trigger.delivery_id)
     if entry is None or not isinstance(entry.state, Waiting) or entry.state.cause is WaitCause.HELD:
         return  # the due time is not compared again: if the clock was set back, the delivery would lose its turn
+    if entry.state.cause is WaitCause.CORRUPT:
+        yield QueueTombstone(entry.delivery.id)  # nothing was lost with it (`router/quarantine.py`)
+        return
     message, content = entry.delivery.message, entry.content
     queue_id = message.queue_id
     hop = CONTENT_LOST if content is None else reroute(entry.delivery, context)

@@ -28,6 +28,7 @@ from mail.record import (
     Record,
     WaitCause,
     Waiting,
+    is_corrupt,
     state_name,
 )
 from mail.route import MAILBOX_SITE
@@ -56,7 +57,7 @@ class _SiteState:
 
 
 class MailQueue:
-    """The open deliveries of one shard."""
+    """The open deliveries of one shard, and its damaged records in quarantine, which are not open deliveries."""
 
     def __init__(self) -> None:
         self._entries: dict[DeliveryId, QueueEntry] = {}
@@ -66,6 +67,7 @@ class MailQueue:
         self.inline_bytes = 0  # content in entries; 0 unless the spool fails
         self._recipients = dict.fromkeys(STATES, 0)
         self.quarantined_deliveries = 0
+        self.corrupt_records = 0
         self.age_index = AgeIndex(self._entries)
         self._not_due: list[tuple[datetime, DeliveryId]] = []  # heap
         self._due_sites: OrderedDict[str, _SiteState] = OrderedDict()  # sites with due entries, next site first
@@ -108,22 +110,13 @@ class MailQueue:
         match record:
             case QueueEntry():
                 old = self._entries.get(record.delivery.id)
-                if old is None:
-                    queue_id = record.delivery.message.queue_id
-                    self._open_deliveries[queue_id] = self._open_deliveries.get(queue_id, 0) + 1
-                else:
+                if old is not None:
                     self._uncount(old)
                 self._insert(record)
             case QueueTombstone():
                 removed = self._entries.pop(record.delivery_id, None)
                 if removed is not None:
                     self._uncount(removed)
-                    queue_id = removed.delivery.message.queue_id
-                    remaining = self._open_deliveries[queue_id] - 1
-                    if remaining:
-                        self._open_deliveries[queue_id] = remaining
-                    else:
-                        del self._open_deliveries[queue_id]
             case Accepted() | Dispatched() | Attempted() | Event():
                 pass
             case _:
@@ -133,6 +126,12 @@ class MailQueue:
         delivery = entry.delivery
         message = delivery.message
         name = delivery.route.site
+        if is_corrupt(entry):
+            self.corrupt_records += 1
+            entry = replace(entry, content=None)  # its bytes are only read from the log
+        else:
+            queue_id = message.queue_id
+            self._open_deliveries[queue_id] = self._open_deliveries.get(queue_id, 0) + 1
         site = self._sites.get(name)
         if site is None:
             site = self._sites[name] = _SiteState(name)
@@ -154,6 +153,14 @@ class MailQueue:
 
     def _uncount(self, entry: QueueEntry) -> None:
         message = entry.delivery.message
+        if is_corrupt(entry):
+            self.corrupt_records -= 1
+        else:
+            remaining = self._open_deliveries[message.queue_id] - 1
+            if remaining:
+                self._open_deliveries[message.queue_id] = remaining
+            else:
+                del self._open_deliveries[message.queue_id]
         site = self._sites[entry.delivery.route.site]
         site.entries -= 1
         self.inline_bytes -= _inline_bytes(entry)

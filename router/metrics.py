@@ -6,6 +6,7 @@ from time import monotonic
 
 from mail.telemetry.log import CONSUMED_RECORDS, DUPLICATES_SUPPRESSED
 from mail.telemetry.router import (
+    CORRUPT_RECORDS,
     DSNS,
     ENTRIES,
     FIRST_ATTEMPT_DELAY,
@@ -102,6 +103,7 @@ class Metrics:
         RUNNABLE_RECIPIENTS.set(sum(shard.runnable for shard in shards))
         runnable = [shard.oldest_runnable for shard in shards if shard.oldest_runnable is not None]
         OLDEST_RUNNABLE.set(min(runnable, default=0))
+        CORRUPT_RECORDS.set(sum(shard.corrupt_records for shard in shards))
         QUARANTINED.set(sum(shard.quarantined_deliveries for shard in shards))
         LEDGER_DRIFT.set(sum(shard.drift for shard in shards))
 
@@ -119,4 +121,5 @@ class _ShardGauges:
         self.runnable = queue.age_index.runnable_recipients
         self.oldest_runnable = queue.age_index.oldest_runnable()
         self.quarantined_deliveries = queue.quarantined_deliveries
+        self.corrupt_records = queue.corrupt_records
         self.drift = self.balance.drift(queue.open_recipients)

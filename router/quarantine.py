@@ -1,19 +1,32 @@
-"""Quarantine of a message or delivery for which `decide` raises an exception. Pure.
+"""Quarantine of a message or delivery for which `decide` raises an exception, and of damaged records. Pure.
 
 A new message or a waiting delivery is held with the reason, visible in `eilpost queue` and `eilpost trace`; after an
 attempt every recipient that was not delivered is deferred. Aliases, next hops and DSNs are not evaluated, so that the
-same bug cannot occur again.
+same bug cannot occur again. The bytes of a damaged record become a queue entry without recipients (`corrupt`), and its
+delivery is deferred (`router/damage.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from itertools import count
 from typing import assert_never
 
 from msgspec.structs import replace
 
-from mail.message import delivery_id
+from mail.envelope import Envelope
+from mail.log.damaged import Damaged
+from mail.message import (
+    Content,
+    DeliveryId,
+    Inline,
+    Message,
+    QueueId,
+    delivery_id,
+    derived_queue_id,
+    queue_id_time,
+)
 from mail.outcome import Deferred, Delivered
 from mail.record import (
     Accepted,
@@ -40,6 +53,7 @@ from router.routing_context import RoutingPolicy
 
 NEVER_DUE = datetime(9999, 12, 31, tzinfo=UTC)
 NOT_PROCESSED = Reply(451, "4.3.0", "Internal error while processing the delivery result")
+RESULT_DAMAGED = Reply(451, "4.3.0", "The log's record of this attempt is damaged")
 
 
 def quarantine(
@@ -101,3 +115,46 @@ def _defer_attempt(
     )
     if not queue.open_deliveries(message.queue_id):
         yield Event(message.queue_id, now, Closed())
+
+
+def corrupt_entry(damaged: Damaged, owns: Callable[[QueueId], bool], due: datetime, now: datetime) -> QueueEntry:
+    """The bytes of a damaged record as a queue entry without recipients, which is removed at `due`. `owns`: whether a
+    queue id belongs to this shard.
+    """
+    queue_id = _queue_id(damaged, owns, now)
+    data = damaged.frame + damaged.content
+    received = min(queue_id_time(queue_id), now)
+    message = Message(queue_id, "", received, Envelope(None, ()), len(data))
+    route = Unresolved(f"{damaged.topic}.corrupt.invalid")
+    place = "key" if damaged.offset is None else str(damaged.offset)
+    delivery = Delivery(DeliveryId(f"{queue_id}-{damaged.topic}-{place}"), message, route)
+    return QueueEntry(delivery, Waiting(due, WaitCause.CORRUPT, f"{damaged.position}: {damaged.reason}"), Inline(data))
+
+
+def _queue_id(damaged: Damaged, owns: Callable[[QueueId], bool], now: datetime) -> QueueId:
+    """The queue id in the record if it can be read, else a new one of this shard."""
+    queue_id = damaged.queue_id
+    if queue_id is not None and owns(queue_id):
+        return queue_id
+    seed = f"{damaged.position}: {damaged.frame[:1024].hex()}"
+    return next(new for number in count() if owns(new := derived_queue_id(now, f"{seed} {number}")))
+
+
+def defer_lost(
+    entry: QueueEntry, content: Content | None, policy: RoutingPolicy, now: datetime
+) -> tuple[QueueEntry, Event]:
+    """An active delivery whose dispatch or report is damaged is deferred: its recipients may get a second copy. Without
+    content it is held.
+    """
+    number = entry.attempts + 1
+    due = now + retry_step(policy.retry, number)
+    state = Waiting(due, WaitCause.DEFERRED, str(RESULT_DAMAGED))
+    if content is None:
+        state = Waiting(NEVER_DUE, WaitCause.HELD, "The log's record of its attempt, with the content, is damaged")
+    recipients = entry.delivery.message.envelope.recipients
+    outcomes = tuple(Deferred(recipient.address, RESULT_DAMAGED) for recipient in recipients)
+    detail = DeliveryAttempted(entry.delivery.id, number, outcomes, now, timedelta(0), None if content is None else due)
+    return (
+        replace(entry, state=state, content=content, attempts=number, last=RESULT_DAMAGED, last_remote=None),
+        Event(entry.delivery.message.queue_id, now, detail),
+    )

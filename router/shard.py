@@ -19,7 +19,7 @@ import structlog
 
 from mail.backoff import backoff
 from mail.directory import Directory
-from mail.log import Input, LogUnavailable, LogUnusable, RouterShard, ShardLost
+from mail.log import Damaged, Input, LogUnavailable, LogUnusable, RouterShard, ShardLost
 from mail.message import DeliveryId, QueueId, Spooled, queue_id_of
 from mail.outcome import Failed
 from mail.record import (
@@ -44,6 +44,7 @@ from router.accounting import BatchAccounting
 from router.batch_budget import BatchBudget
 from router.clock_step import ClockStep, due_now
 from router.content_placement import ContentPlacement
+from router.damage import quarantine_inputs, restore_queue
 from router.decide import Due, Trigger, content_to_quote, decide
 from router.dedup import RecentQueueIds
 from router.mail_queue import QUARANTINE_REASON, MailQueue
@@ -129,9 +130,15 @@ async def process_shard(shard: RouterShard, router: RouterResources, stop: async
 
 async def _replay(state: ShardState) -> MailQueue:
     queue = MailQueue()
+    damaged: list[Damaged] = []
     async for batch in state.shard.replay():
         for entry in batch:
-            queue.apply(entry)
+            if isinstance(entry, Damaged):
+                damaged.append(entry)
+            else:
+                queue.apply(entry)
+    if damaged:
+        await state.shard.commit(await restore_queue(state.shard, queue, damaged, state.router.now()), ())
     state.router.metrics.shard_replayed(state.shard.number, queue)
     return queue
 
@@ -182,7 +189,8 @@ async def _read_inputs(state: ShardState, wait: timedelta) -> list[Input]:
                 raise
             break  # finish the inputs read so far
         for entry in more:
-            budget.add(entry.record, snapshot, router.policy.alias_depth)
+            if not isinstance(entry.record, Damaged):
+                budget.add(entry.record, snapshot, router.policy.alias_depth)
         inputs += more
         if len(more) < limit:
             break
@@ -205,7 +213,8 @@ async def _route_one_by_one(state: ShardState) -> None:
         except (ShardLost, LogUnavailable, LogUnusable, SpoolUnavailable):
             raise
         except Exception as bug:  # of one message or delivery: the others are routed
-            triggers = [*(entry.record for entry in inputs), *map(Due, due_ids)]
+            records = [entry.record for entry in inputs if not isinstance(entry.record, Damaged)]
+            triggers = [*records, *map(Due, due_ids)]
             queue = await _replay(state)
             batch = _Batch(queue, router.now())
             reason = f"{QUARANTINE_REASON} ({type(bug).__name__}); see its log"
@@ -229,6 +238,9 @@ async def _decide_and_commit(
     router = state.router
     now = router.now()
     batch = _Batch(queue, now)
+    damaged = [entry for entry in inputs if isinstance(entry.record, Damaged)]
+    if damaged:
+        batch.outputs += await quarantine_inputs(state.shard, queue, damaged, router.policy, now)
     attempted = [entry.record for entry in inputs if isinstance(entry.record, Attempted)]
     accepted = [entry.record for entry in inputs if isinstance(entry.record, Accepted)]
     router.metrics.add_consumed(accepted=len(accepted), attempted=len(attempted))

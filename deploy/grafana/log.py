@@ -31,7 +31,7 @@ _STATS = (
         thresholds=((0.5, ORANGE), (2.5, RED)),
     ).description("From an append or a transaction to its confirmation by the log."),
     number(5, "Stopped shards", total("shards_stopped"), thresholds=ANY_IS_BAD).description(
-        "Shards that are not processed because a record cannot be read. An operator must act."
+        "Shards that are not processed because a newer eilpost wrote a record. An operator must act."
     ),
     number(
         6,

@@ -3,7 +3,7 @@
 from deploy.grafana.board import Board
 from deploy.grafana.indicators import LATE_LEVELS, OLDEST_RUNNABLE, ledger_drift, oldest_runnable, quarantined
 from deploy.grafana.panels import BYTES_PER_SECOND, COUNT, ORANGE, RED, SECONDS, SHARE, heat_map, lines, number
-from deploy.grafana.promql import age, late_share, percentiles, quantile, rate, rate_by, total, total_by
+from deploy.grafana.promql import age, late_share, percentiles, quantile, rate, rate_by, series, total, total_by
 
 _STATS = (
     number(1, "In the queue", total("queue_recipients")).description("Recipients in the queue, in every state."),
@@ -27,7 +27,7 @@ _STATS = (
 _QUEUE = (
     lines(10, "Queue by state", total_by("queue_recipients", "state"), COUNT, stacked=True).description(
         "active: dispatched; deferred: waits for its retry time; throttled: its site or the shard has reached a limit; "
-        "held: quarantined; unresolved: DNS has not answered."
+        "held: quarantined; unresolved: DNS has not answered. Corrupt records have no recipients."
     ),
     lines(
         11,
@@ -90,6 +90,15 @@ _ACCOUNTING = (
             "duplicate {{where}}": rate("duplicates_suppressed_total", "where"),
         },
     ).description("Delivery status notifications sent, and repeats that were recognised and had no effect."),
+    lines(
+        22,
+        "Damaged records",
+        {
+            "in quarantine": total("corrupt_records"),
+            "found in {{topic}}": f"sum by (topic) (increase({series('damaged_records_total')}[1h]))",
+        },
+        COUNT,
+    ).description("Damaged records of the log: in quarantine (state corrupt), and found in the last hour, by topic."),
 )
 
 BOARD = Board(

@@ -48,7 +48,7 @@ _STATS = tuple(
         indicators.ledger_drift(9, board="eilpost-queue"),
         number(
             10, "Stopped shards", f"{total('shards_stopped')} or vector(0)", thresholds=ANY_IS_BAD, board="eilpost-log"
-        ).description("Shards that are not processed because a record cannot be read."),
+        ).description("Shards that are not processed because a newer eilpost wrote a record."),
         indicators.quarantined(11, board="eilpost-queue"),
         number(
             12, "Alerts firing", f'count(ALERTS{{{_ALERT},alertstate="firing"}}) or vector(0)', thresholds=ANY_IS_BAD

@@ -6,15 +6,15 @@ After an error (LogUnavailable, ShardLost, LogUnusable) the caller may run again
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 from eilpost.move.items import ContentCopier, MoveItem, item_of_accepted, item_of_queue_entry
 from eilpost.move.ownership import OwnedShards, own_all_shards
-from mail.log import DeliveryShard, Entry, Input, Log, LogUnavailable, LogUnusable, RouterShard
+from mail.log import Damaged, DeliveryShard, Entry, Log, LogUnavailable, LogUnusable, RouterShard
 from mail.log.topics import shard_of_message
 from mail.message import DeliveryId, Inline, QueueId
 from mail.record import Accepted, Active, Attempted, Dispatched, Event, QueueEntry, QueueTombstone, Record, Waiting
@@ -90,24 +90,24 @@ class MoveRun:
     # --- the steps
 
     async def _load_target(self, shard: RouterShard) -> None:
-        async for batch in shard.replay():
+        async for batch in _replay(shard):
             self._target_keys.update(queue_entry.delivery.id for queue_entry in batch)
             self._target_messages.update(queue_entry.delivery.message.queue_id for queue_entry in batch)
-        while entries := await shard.read(self.batch, _NOW):
+        while entries := await _read(shard, self.batch, _NOW):
             self._target_messages |= {
                 entry.record.message.queue_id for entry in entries if isinstance(entry.record, Accepted)
             }
         await shard.rewind()
 
     async def _load_source(self, shard: RouterShard) -> None:
-        async for batch in shard.replay():
+        async for batch in _replay(shard):
             self._active |= {entry.delivery.id: entry for entry in batch if isinstance(entry.state, Active)}
             self.progress(len(batch), 0)
 
     async def _move_inputs(self, shard: RouterShard) -> None:
         wait = _NOW
         while True:
-            entries: Sequence[Input] = await shard.read(self._limit, wait)
+            entries = await _read(shard, self._limit, wait)
             if entries:
                 self._adapt_limit(entries)
                 items = [self._item_of(entry.record) for entry in entries]
@@ -117,7 +117,7 @@ class MoveRun:
             else:
                 wait = _RETRY_WAIT  # for records in transit
 
-    def _adapt_limit(self, entries: Sequence[Input] | Sequence[Entry[Dispatched]]) -> None:
+    def _adapt_limit(self, entries: Sequence[Entry[Accepted] | Entry[Attempted]] | Sequence[Entry[Dispatched]]) -> None:
         average_bytes = max(1, sum(_inline_bytes(entry.record) for entry in entries) // max(1, len(entries)))
         self._limit = max(1, min(self.batch, BATCH_BYTES // average_bytes))
 
@@ -139,7 +139,7 @@ class MoveRun:
         working = asyncio.Lock()
 
         async def read(shard: DeliveryShard) -> None:
-            while entries := await shard.read(self._limit, _NOW):
+            while entries := await _read(shard, self._limit, _NOW):
                 self._adapt_limit(entries)
                 async with working:
                     delivery.check()
@@ -159,7 +159,7 @@ class MoveRun:
         await gather_all(shard.finish(entry, _empty_report(entry.record)) for entry in entries)
 
     async def _move_waiting(self, shard: RouterShard) -> None:
-        async for batch in shard.replay():
+        async for batch in _replay(shard):
             waiting = [item_of_queue_entry(entry) for entry in batch if isinstance(entry.state, Waiting)]
             for start in range(0, len(waiting), self.batch):
                 await self._move(waiting[start : start + self.batch], shard, ())
@@ -167,7 +167,7 @@ class MoveRun:
     async def _verify_empty(self, shard: RouterShard) -> None:
         """Verify that the source is empty: read it again from the committed offsets."""
         await shard.rewind()
-        async for batch in shard.replay():
+        async for batch in _replay(shard):
             for queue_entry in batch:
                 if queue_entry.delivery.id not in self._active:
                     raise LogUnavailable(f"{queue_entry.delivery.id} reappeared in the log to move from; is it in use?")
@@ -176,7 +176,9 @@ class MoveRun:
 
     # --- one batch
 
-    async def _move(self, items: Sequence[MoveItem], shard: RouterShard, consumed: Sequence[Input]) -> None:
+    async def _move(
+        self, items: Sequence[MoveItem], shard: RouterShard, consumed: Sequence[Entry[Accepted] | Entry[Attempted]]
+    ) -> None:
         """Write the items that the target does not have, then remove all items from the source."""
         async with self._batch_lock:
             new = {item.key: item for item in items if not self._is_known(item)}
@@ -236,7 +238,33 @@ class MoveRun:
         """The events that are moved with the first record of a message."""
         if not self.history or item.queue_entry is None:  # an unread message has no history
             return ()
-        return [event async for event in self.source.history(item.queue_id)]
+        return [event async for event in self.source.history(item.queue_id) if not isinstance(event, Damaged)]
+
+
+async def _replay(shard: RouterShard) -> AsyncIterator[Sequence[QueueEntry]]:
+    async for batch in shard.replay():
+        yield [_intact(entry) for entry in batch]
+
+
+@overload
+async def _read(shard: RouterShard, limit: int, wait: timedelta) -> Sequence[Entry[Accepted] | Entry[Attempted]]: ...
+@overload
+async def _read(shard: DeliveryShard, limit: int, wait: timedelta) -> Sequence[Entry[Dispatched]]: ...
+async def _read(shard: RouterShard | DeliveryShard, limit: int, wait: timedelta) -> Sequence[Any]:
+    entries = await shard.read(limit, wait)
+    for entry in entries:
+        _intact(entry.record)
+    return entries
+
+
+def _intact(record: T | Damaged) -> T:
+    """The record, if it is not damaged. The router puts a damaged one into quarantine, where it can be moved."""
+    if isinstance(record, Damaged):
+        raise LogUnusable(
+            f"the record at {record.position} is damaged ({record.reason}): start eilpost on this log, which puts the"
+            " record into quarantine, stop it, and run the command again"
+        )
+    return record
 
 
 def _inline_bytes(record: Accepted | Attempted | Dispatched | None) -> int:

@@ -9,18 +9,22 @@ the same commit.** Every adapter passes the contract suite in `tests/contract/`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
+from mail.log.damaged import Damaged as Damaged
 from mail.log.topics import Place as Place
 from mail.log.topics import ShardCounts
-from mail.message import QueueId
+from mail.message import DeliveryId, QueueId
 from mail.record import Accepted, Attempted, Dispatched, Event, QueueEntry, Record
 
 if TYPE_CHECKING:
     from mail.log.queue_summary import QueueSummary
+
+
+UNKNOWN_TIME = datetime.fromtimestamp(0, UTC)
 
 
 class LogUnavailable(Exception):
@@ -37,7 +41,8 @@ class ShardLost(Exception):
 
 class LogUnusable(Exception):
     """The log cannot be opened or read, and needs an operator. The text is one line that names the file, topic or key
-    and the remedy. Unknown frame versions raise this error: the reader stops and drops nothing.
+    and the remedy. Frames of a newer version raise this error: the reader stops and drops nothing. (A damaged record is
+    a `Damaged` among the records.)
     """
 
 
@@ -60,7 +65,14 @@ class Entry(Generic[R_co]):
     record: R_co
 
 
-Input = Entry[Accepted] | Entry[Attempted]  # of the router
+Input = Entry[Accepted] | Entry[Attempted] | Entry[Damaged]  # of the router
+
+
+class FoundDispatch(NamedTuple):
+    """`is_open`: whether its dispatch or its report is not consumed yet; False if that is unknown."""
+
+    dispatched: Dispatched | None
+    is_open: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +135,14 @@ class RouterShard(Protocol):
     @property
     def number(self) -> int: ...
 
-    def replay(self) -> AsyncIterator[Sequence[QueueEntry]]:
-        """The shard's queue entries in batches: the latest record of each delivery, settled ones left out."""
+    def owns(self, queue_id: QueueId) -> bool:
+        """Whether the records of this message belong to the shard."""
+        ...
+
+    def replay(self) -> AsyncIterator[Sequence[QueueEntry | Damaged]]:
+        """The shard's queue entries in batches: the latest record of each delivery, settled ones left out. A damaged
+        one is returned at each replay until its key is written again.
+        """
         ...
 
     async def read(self, limit: int, wait: timedelta) -> Sequence[Input]:
@@ -133,6 +151,20 @@ class RouterShard(Protocol):
         Advances the read position, not the committed offset: the next owner reads uncommitted inputs again. Raises
         ShardLost, LogUnavailable (retry), LogUnusable.
         """
+        ...
+
+    async def find_dispatch(self, delivery_id: DeliveryId) -> FoundDispatch:
+        """The last dispatch of a delivery that the log still has. Slow: for damaged records."""
+        ...
+
+    def history(self, queue_id: QueueId, /) -> AsyncIterator[Event | Damaged]:
+        """As `HistoryLog.history`."""
+        ...
+
+    async def lost_deliveries(
+        self, active: Collection[DeliveryId], damaged: Sequence[Entry[Damaged]]
+    ) -> Collection[DeliveryId]:
+        """Those of the `active` deliveries whose dispatch or report is among the `damaged` inputs. Slow."""
         ...
 
     async def commit(self, outputs: Sequence[Record], consumed: Sequence[Input]) -> None:
@@ -157,7 +189,7 @@ class DeliveryShard(Protocol):
         """Set once, when the shard is revoked or the process stops, for an owner that is not waiting in `read`."""
         ...
 
-    async def read(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
+    async def read(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched] | Entry[Damaged]]:
         """The next unfinished dispatches, one to `limit`, in order; waits for the first. With `wait` it returns empty
         when none arrived in that time; every dispatch present at the first read has then been returned.
 
@@ -165,9 +197,10 @@ class DeliveryShard(Protocol):
         """
         ...
 
-    async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:
+    async def finish(self, entry: Entry[Dispatched] | Entry[Damaged], attempted: Attempted | Damaged) -> None:
         """Append `attempted`, then record `entry` as finished; entries may finish in any order. On return `attempted`
-        is durable. After a crash a finished entry may be attempted again, but an attempt is never lost.
+        is durable. After a crash a finished entry may be attempted again, but an attempt is never lost. The bytes of a
+        damaged dispatch are appended to `attempted` as they are: the router puts them into quarantine.
 
         Raises LogUnavailable (retry: ids make repeats harmless), ShardLost.
         """
@@ -212,12 +245,14 @@ class DeliveryLog(Protocol):
 class HistoryLog(Protocol):
     """Queries for `trace`, `queue` and the metrics; not used by the mail flow."""
 
-    def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
+    def history(self, queue_id: QueueId) -> AsyncIterator[Event | Damaged]:
         """The events of one message, oldest first; empty when it is unknown or older than the retention of `events`."""
         ...
 
     def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
-        """The queue entries of all shards, or of one message (reading only its own records where possible)."""
+        """The queue entries of all shards, or of one message (reading only its own records where possible), without
+        damaged ones.
+        """
         ...
 
     async def summarize_queue(self, summary: QueueSummary) -> None:
@@ -257,8 +292,8 @@ class Log(Appender, RouterLog, DeliveryLog, HistoryLog, Protocol):
 
     async def oldest_unconsumed(self) -> datetime | None:
         """The earliest `received_time` of the first unconsumed record of every shard of `accepted`, `dispatched` and
-        `attempted`; None when there is none. Unconsumed records refer to no spooled content that is much older. Raises
-        LogUnavailable, LogUnusable.
+        `attempted`; None when there is none. Unconsumed records refer to no spooled content that is much older. Of a
+        damaged record it is `UNKNOWN_TIME`, the earliest time. Raises LogUnavailable, LogUnusable.
         """
         ...
 

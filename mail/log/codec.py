@@ -2,8 +2,8 @@
 
 A frame is a fixed prefix (magic, version, lengths of header and content, CRC-32 of both), a JSON header, which is the
 record without its content (`mail/frame_struct.py`), and the content as raw bytes: of Attempted the first bytes of the
-message (`headers`). A frame that cannot be read raises FrameError and is never dropped; golden files in
-`tests/golden/` keep old frames readable.
+message (`headers`). All versions have the same prefix, which distinguishes damage from a newer version; neither is
+ever dropped. Golden files in `tests/golden/` keep old frames readable.
 """
 
 from __future__ import annotations
@@ -36,7 +36,13 @@ R = TypeVar("R", Accepted, Dispatched, Attempted, QueueEntry, Event)
 
 
 class FrameError(ValueError):
-    """The bytes are not a frame that this version can read; the text gives the reason."""
+    """The bytes are not a frame that this version can read; the text gives the reason. They are damaged, unless the
+    error is UnknownVersion.
+    """
+
+
+class UnknownVersion(FrameError):
+    """An intact frame of a newer version: its reader stops, and an operator has to run that version."""
 
 
 def encode(record: Record, *, without_content: bool = False) -> bytes | None:
@@ -63,22 +69,24 @@ def open_frame(frame: bytes) -> tuple[int, bytes, bytes]:
     """Version, header and content of a frame, after the checks of its prefix and checksum. Raises FrameError."""
     try:
         magic, version, header_bytes, content_bytes, checksum = _PREFIX.unpack_from(frame)
-    except (error, TypeError):  # SQLite may give text for a damaged row
+    except error:
         raise FrameError(f"it ends after {len(frame)} bytes, inside the prefix") from None
     if magic != MAGIC:
         raise FrameError("it does not begin as a frame of eilpost")
-    if version not in (1, VERSION):
-        raise FrameError(
+    content_start = _PREFIX_BYTES + header_bytes
+    header = frame[_PREFIX_BYTES:content_start]
+    content = frame[content_start:]
+    is_whole = len(frame) == content_start + content_bytes
+    is_intact = is_whole and zlib.crc32(content, zlib.crc32(header)) == checksum
+    if version > VERSION and is_intact:
+        raise UnknownVersion(
             f"its version is {version}; this eilpost reads versions 1 and {VERSION}: a newer eilpost wrote it; run that"
             " version"
         )
-    content_start = _PREFIX_BYTES + header_bytes
-    if len(frame) != content_start + content_bytes:
+    if not is_whole:
         raise FrameError(f"it should have {content_start + content_bytes} bytes and has {len(frame)}")
-    header = frame[_PREFIX_BYTES:content_start]
-    content = frame[content_start:]
-    if zlib.crc32(content, zlib.crc32(header)) != checksum:
-        raise FrameError("it is damaged (checksum)")
+    if not is_intact or version not in (1, VERSION):
+        raise FrameError("it is damaged (checksum)" if not is_intact else f"it is damaged (version {version})")
     return version, header, content
 
 

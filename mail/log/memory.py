@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Any, Generic, TypeVar, cast
 
 from mail.log import (
+    UNKNOWN_TIME,
     Backlog,
     Condition,
+    Damaged,
     DeliveryShardProcessor,
     Down,
     Entry,
+    FoundDispatch,
     Full,
     Input,
     LogUnavailable,
@@ -28,11 +31,23 @@ from mail.log import (
     ShardLost,
     Usable,
 )
-from mail.log.codec import FrameError, decode, encode
+from mail.log.codec import FrameError, UnknownVersion, decode, encode
+from mail.log.damaged import find_id, report_shards
 from mail.log.ownership import ExclusiveOwnership
 from mail.log.queue_summary import QueueSummary
-from mail.log.topics import ACCEPTED, ATTEMPTED, CONSUMED_TOPICS, DISPATCHED, EVENTS, QUEUE, ShardCounts, Topic, place
-from mail.message import QueueId
+from mail.log.topics import (
+    ACCEPTED,
+    ATTEMPTED,
+    CONSUMED_TOPICS,
+    DISPATCHED,
+    EVENTS,
+    QUEUE,
+    ShardCounts,
+    Topic,
+    place,
+    shard_of_message,
+)
+from mail.message import DeliveryId, QueueId
 from mail.record import Accepted, Attempted, Dispatched, Event, QueueEntry, Record, received_time
 from mail.settings import LogSettings
 from mail.tasks import is_set_within
@@ -58,14 +73,14 @@ class _Partition(Generic[R]):
     def rewind(self) -> None:
         self.unread = deque(self.unconsumed)
 
-    def read(self, limit: int) -> list[Entry[R]]:
-        entries: list[Entry[R]] = []
+    def read(self, limit: int) -> list[Any]:
+        entries: list[Any] = []
         while self.unread and len(entries) < limit:
             offset = self.unread[0]
             frame = self.unconsumed.get(offset)
             if frame is not None:  # None: finished after the previous owner read it
-                record = _decode(frame, self.topic, self.shard, f"offset {offset}")
-                entries.append(Entry(self.topic.name, self.shard, offset, record))
+                record = _decode(frame, self.topic, self.shard, offset)
+                entries.append(Entry(self.topic.name, self.shard, offset, cast("Any", record)))
             self.unread.popleft()
         return entries
 
@@ -103,9 +118,10 @@ class MemoryLog:
 
     async def oldest_unconsumed(self) -> datetime | None:
         first = [
-            received_time(_decode(frame, partition.topic, partition.shard, f"offset {offset}"))
+            UNKNOWN_TIME if isinstance(record, Damaged) else received_time(record)
             for partition in self._partitions.values()
             for offset, frame in islice(partition.unconsumed.items(), 1)
+            for record in (_decode(frame, partition.topic, partition.shard, offset),)
         ]
         return min(first, default=None)
 
@@ -149,26 +165,30 @@ class MemoryLog:
         self, process: RouterShardProcessor, stop: asyncio.Event, on_ready: OnReady | None = None
     ) -> None:
         await self._router_ownership.run(
-            lambda: [_MemoryRouterShard(self, n) for n in range(self.counts.by_queue_id)], process, stop, on_ready
+            lambda: self.counts.by_queue_id, lambda number: _MemoryRouterShard(self, number), process, stop, on_ready
         )
 
     async def own_delivery_shards(
         self, process: DeliveryShardProcessor, stop: asyncio.Event, on_ready: OnReady | None = None
     ) -> None:
         await self._delivery_ownership.run(
-            lambda: [_MemoryDeliveryShard(self, n) for n in range(self.counts.of_dispatched)], process, stop, on_ready
+            lambda: self.counts.of_dispatched,
+            lambda number: _MemoryDeliveryShard(self, number),
+            process,
+            stop,
+            on_ready,
         )
 
     # --- HistoryLog
 
-    async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
+    async def history(self, queue_id: QueueId) -> AsyncIterator[Event | Damaged]:
         for _, frame in list(self._events.get(queue_id, ())):
-            yield _decode(frame, EVENTS, 0, f"key {queue_id}")
+            yield _decode(frame, EVENTS, 0, None, queue_id)
 
     async def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
         for shard in range(self.counts.by_queue_id):
             for entry in self.queue_entries_of_shard(shard):
-                if queue_id is None or entry.delivery.message.queue_id == queue_id:
+                if not isinstance(entry, Damaged) and queue_id in (None, entry.delivery.message.queue_id):
                     yield entry
 
     async def summarize_queue(self, summary: QueueSummary) -> None:
@@ -176,17 +196,17 @@ class MemoryLog:
             for key, frame in self._compacted[QUEUE.name, shard].items():
                 try:
                     summary.add(frame)
-                except FrameError as reason:
+                except UnknownVersion as reason:
                     raise _unreadable(QUEUE, shard, f"key {key}", reason) from None
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
         records = [
-            _decode(frame, ACCEPTED, partition.shard, f"offset {offset}")
+            _decode(frame, ACCEPTED, partition.shard, offset)
             for (topic, _), partition in self._partitions.items()
             if topic == ACCEPTED.name
             for offset, frame in partition.unconsumed.items()
         ]
-        return [record for record in records if record.message.queue_id == queue_id]
+        return [record for record in records if not isinstance(record, Damaged) and record.message.queue_id == queue_id]
 
     async def backlog(self) -> Backlog:
         return Backlog(*map(self._count_unconsumed, CONSUMED_TOPICS))
@@ -195,6 +215,10 @@ class MemoryLog:
 
     def partition(self, topic: Topic, shard: int) -> _Partition[Any]:
         return self._partitions[topic.name, shard]
+
+    def append_frame(self, topic: Topic, shard: int, frame: bytes) -> None:
+        self._offset += 1
+        self.partition(topic, shard).append(self._offset, frame)
 
     def write(self, records: Sequence[Record], consumed: Sequence[Entry[Any]] = ()) -> None:
         """Write everything, or nothing when a record cannot be encoded or the log fails."""
@@ -215,12 +239,21 @@ class MemoryLog:
             self._partitions[entry.topic, entry.shard].unconsumed.pop(entry.offset, None)
         self.notify()
 
-    def read_compacted(self, topic: Topic, shard: int) -> list[Record]:
+    def read_compacted(self, topic: Topic, shard: int) -> list[Record | Damaged]:
         """The last record of each key."""
-        return [_decode(frame, topic, shard, f"key {key}") for key, frame in self._compacted[topic.name, shard].items()]
+        return [_decode(frame, topic, shard, None, key) for key, frame in self._compacted[topic.name, shard].items()]
 
-    def queue_entries_of_shard(self, shard: int) -> list[QueueEntry]:
-        return cast("list[QueueEntry]", self.read_compacted(QUEUE, shard))
+    def queue_entries_of_shard(self, shard: int) -> list[QueueEntry | Damaged]:
+        return cast("list[QueueEntry | Damaged]", self.read_compacted(QUEUE, shard))
+
+    def open_dispatches(self, *topics: Topic) -> list[tuple[str, int, int, bytes]]:
+        """Topic, shard, offset and frame of the unconsumed records of these topics."""
+        return [
+            (topic.name, shard, offset, frame)
+            for topic in topics
+            for shard in range(self.counts.of(topic))
+            for offset, frame in self.partition(topic, shard).unconsumed.items()
+        ]
 
     def notify(self) -> None:
         self._changed.set()
@@ -250,7 +283,29 @@ class _MemoryRouterShard:
     def close(self) -> None:
         self._is_closed = True
 
-    async def replay(self) -> AsyncIterator[Sequence[QueueEntry]]:
+    def owns(self, queue_id: QueueId) -> bool:
+        return shard_of_message(queue_id, self._log.counts) == self.number
+
+    async def find_dispatch(self, delivery_id: DeliveryId) -> FoundDispatch:
+        for _, shard, offset, frame in self._log.open_dispatches(DISPATCHED):
+            record = _decode(frame, DISPATCHED, shard, offset)
+            if not isinstance(record, Damaged) and record.delivery.id == delivery_id:
+                return FoundDispatch(record, is_open=True)
+        reports = self._log.open_dispatches(ATTEMPTED)
+        return FoundDispatch(None, is_open=any(find_id(frame) == delivery_id for *_, frame in reports))
+
+    def history(self, queue_id: QueueId) -> AsyncIterator[Event | Damaged]:
+        return self._log.history(queue_id)
+
+    async def lost_deliveries(
+        self, active: Collection[DeliveryId], damaged: Sequence[Entry[Damaged]]
+    ) -> Collection[DeliveryId]:
+        places = {(entry.topic, entry.shard, entry.offset) for entry in damaged}
+        records = self._log.open_dispatches(DISPATCHED, ATTEMPTED)
+        named = {find_id(frame) for *place, frame in records if tuple(place) not in places}
+        return [delivery_id for delivery_id in active if delivery_id not in named]
+
+    async def replay(self) -> AsyncIterator[Sequence[QueueEntry | Damaged]]:
         entries = iter(self._log.queue_entries_of_shard(self.number))
         while batch := list(islice(entries, _REPLAY_BATCH)):
             yield batch
@@ -295,7 +350,7 @@ class _MemoryDeliveryShard:
     def close(self) -> None:
         self._is_closed = True
 
-    async def read(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
+    async def read(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched] | Entry[Damaged]]:
         loop = asyncio.get_running_loop()
         deadline = None if wait is None else loop.time() + wait.total_seconds()
         while not self.lost.is_set():
@@ -305,17 +360,26 @@ class _MemoryDeliveryShard:
             await self._log.wait_for_change(deadline)
         raise ShardLost
 
-    async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:
+    async def finish(self, entry: Entry[Dispatched] | Entry[Damaged], attempted: Attempted | Damaged) -> None:
         if self._is_closed:
             raise ShardLost
-        self._log.write([attempted], [entry])
+        if isinstance(attempted, Damaged):
+            self._log.write([], [entry])
+            for shard in report_shards(attempted, self._log.counts):
+                self._log.append_frame(ATTEMPTED, shard, attempted.frame)
+            self._log.notify()
+        else:
+            self._log.write([attempted], [entry])
 
 
-def _decode(frame: bytes, topic: Topic, shard: int, position: str) -> Any:
+def _decode(frame: bytes, topic: Topic, shard: int, offset: int | None, key: str = "") -> Any:
+    """The record, or Damaged."""
     try:
         return decode(frame, topic.record)
+    except UnknownVersion as reason:
+        raise _unreadable(topic, shard, f"offset {offset}" if offset else f"key {key}", reason) from None
     except FrameError as reason:
-        raise _unreadable(topic, shard, position, reason) from None
+        return Damaged(topic.name, shard, offset, key or find_id(frame), frame, str(reason))
 
 
 def _unreadable(topic: Topic, shard: int, position: str, reason: FrameError) -> LogUnusable:

@@ -16,7 +16,7 @@ from msgspec.json import Decoder
 from msgspec.structs import replace
 
 from mail.frame_struct import FrameStruct, Instant, Size
-from mail.log.codec import UNREADABLE, VERSION, decode, header_error, open_frame
+from mail.log.codec import UNREADABLE, VERSION, FrameError, UnknownVersion, decode, header_error, open_frame
 from mail.message import DeliveryId
 from mail.record import ACTIVE, Active, QueueEntry, state_name
 from mail.route import Route
@@ -98,6 +98,7 @@ class QueueSummary:
         """`site`: only sites whose name contains it. `after`: the list starts after it."""
         self.site = site
         self.not_matching = 0
+        self.damaged = 0  # entries that cannot be read, in no total
         self.before = 0  # matching entries up to `after`
         self.totals_by_site: dict[tuple[str, str], Totals] = {}  # by site and state
         self._after = after
@@ -121,7 +122,15 @@ class QueueSummary:
         return [(site, state, totals) for (site, state), totals in ranked[: limit or None]]
 
     def add(self, frame: bytes) -> None:
-        """Add the frame of a queue entry. Raises FrameError."""
+        """Add the frame of a queue entry; a damaged one is only counted. Raises UnknownVersion."""
+        try:
+            self._add(frame)
+        except UnknownVersion:
+            raise
+        except FrameError:
+            self.damaged += 1
+
+    def _add(self, frame: bytes) -> None:
         entry = _decode_totalled(frame)
         message, route = entry.delivery.message, entry.delivery.route
         name = route.site_name

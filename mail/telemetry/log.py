@@ -41,8 +41,13 @@ SHARDS = _workers.gauge(
 )
 SHARDS_STOPPED = _workers.gauge(
     "shards_stopped",
-    "Number of owned shards that are stopped because a record cannot be read, by role. An operator must act.",
+    "Number of owned shards that are stopped because a newer eilpost wrote a record, by role. An operator must act.",
     {"role": _ROLES},
+)
+DAMAGED_RECORDS = _workers.counter(
+    "damaged_records",
+    "Total number of damaged records that were found in the log, by topic. The router puts them into quarantine.",
+    {"topic": ("accepted", "queue", "dispatched", "attempted")},
 )
 DUPLICATES_SUPPRESSED = _workers.counter(
     "duplicates_suppressed",

@@ -7,11 +7,11 @@ from mail.telemetry.family import QUEUE_SECONDS, Component
 _router = Component("router")
 
 KINDS = ("mailbox", "relay", "mx", "unresolved", "failed")
-STATES = ("active", "deferred", "throttled", "held", "unresolved")
+STATES = ("active", "deferred", "throttled", "held", "unresolved", "corrupt")
 ENTRIES = ("accepted", "expanded", "merged", "delivered", "failed", "discarded")
 _STATES_TEXT = (
     "active (dispatched), deferred (waits for its retry time), throttled (its site or the shard has reached a limit), "
-    "held (quarantined), unresolved (DNS has not answered)"
+    "held (quarantined), unresolved (DNS has not answered), corrupt (damaged records of the log, without recipients)"
 )
 
 ROUTED_RECIPIENTS = _router.counter(
@@ -77,4 +77,7 @@ LEDGER_DRIFT = _router.gauge(
 )
 QUARANTINED = _router.gauge(
     "quarantined_deliveries", "Number of deliveries held because the router could not process them, a bug of eilpost."
+)
+CORRUPT_RECORDS = _router.gauge(
+    "corrupt_records", "Number of damaged records of the log in quarantine: state corrupt in `eilpost queue`."
 )

@@ -41,7 +41,7 @@ class MemoryHarness:
         elif topic is EVENTS:
             log._events[QueueId(key)] = [(NOON, frame)]
         else:
-            log.partition(topic, shard).append(1, frame)
+            log.append_frame(topic, shard, frame)
 
     def fail_writes(self, log: Log) -> None:
         assert isinstance(log, MemoryLog)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import re
 import sqlite3
 import threading
 from datetime import timedelta
@@ -13,13 +14,14 @@ from pathlib import Path
 import pytest
 import structlog
 
-from mail.log import Down, LogUnavailable, LogUnusable, Usable
+from mail.log import Damaged, DeliveryShard, Down, LogUnavailable, LogUnusable, RouterShard, Usable
 from mail.log.embedded import EmbeddedHistory, EmbeddedLog
-from mail.log.embedded.store import Store
+from mail.log.embedded.store import Store, open_error
 from mail.log.topics import ShardCounts
+from mail.message import QueueId
 from mail.record import Accepted
 from mail.settings import LogSettings
-from tests.contract.log_contract.harness import read_inputs, router_shard_of
+from tests.contract.log_contract.harness import read_inputs, replay_all, router_shard_of
 from tests.contract.test_log_embedded import running
 from tests.support.builders.records import accepted, queue_entry, queue_id
 from tests.support.servers.ports import wait_until
@@ -165,3 +167,94 @@ async def test_small_reads_from_the_file_are_complete_and_in_order(tmp_path: Pat
             while more := await shard.read(7, timedelta(0)):
                 records += [entry.record for entry in more if isinstance(entry.record, Accepted)]
         assert records == [accepted(number) for number in range(60)]
+
+
+async def test_an_exception_on_the_thread_ends_its_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_store: Store) -> bool:
+        raise ZeroDivisionError("a bug")
+
+    async with running(tmp_path / "log.db") as log:
+        await log.append(accepted(1))
+        stop = asyncio.Event()
+
+        async def process(shard: RouterShard | DeliveryShard) -> None:
+            await stop.wait()
+
+        owners = [
+            asyncio.ensure_future(log.own_router_shards(process, stop)),
+            asyncio.ensure_future(log.own_delivery_shards(process, stop)),
+        ]
+        monkeypatch.setattr(Store, "vacuum", broken)
+        results = await asyncio.wait_for(asyncio.gather(*owners, return_exceptions=True), 20)
+        assert [str(result) for result in results] == ["the thread of the log ended: ZeroDivisionError: a bug"] * 2
+        condition = log.condition()
+        assert isinstance(condition, Down)
+        assert condition.reason == "the thread of the log ended: ZeroDivisionError: a bug"
+        with pytest.raises(LogUnavailable, match="the thread of the log ended"):
+            await log.append(accepted(2))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE counters SET offset = 'text'",
+        "UPDATE counters SET accepted = x'00'",
+        "DELETE FROM counters",
+        "UPDATE meta SET value = 'text' WHERE name = 'shards'",
+        "UPDATE meta SET value = -1 WHERE name = 'delivery_shards'",
+        "DELETE FROM meta",
+    ],
+)
+async def test_numbers_of_a_wrong_type_are_reported_with_one_line(tmp_path: Path, statement: str) -> None:
+    path = tmp_path / "log.db"
+    await filled(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute(statement)
+    connection.close()
+    with pytest.raises(LogUnusable, match=rf"{path} is damaged \(table (counters|meta)\): stop eilpost, copy the file"):
+        await EmbeddedLog(path, LogSettings()).start()
+
+
+async def test_rows_of_a_wrong_type_stop_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    await filled(path)
+    statements = (
+        "UPDATE entry SET frame = 17, body = 'text' WHERE id % 3 = 0",
+        "UPDATE entry SET frame = CAST(x'ff00fe' AS TEXT) WHERE id % 3 = 1",
+        "UPDATE pending SET frame = 1.5 WHERE key LIKE '%1-1'",
+        "UPDATE pending SET frame = CAST(x'ff' AS TEXT) WHERE key LIKE '%2-1'",
+        "UPDATE pending SET key = CAST(x'303030302fff' AS TEXT) WHERE key = (SELECT max(key) FROM pending)",
+        "INSERT INTO event VALUES (1, 'text', '01', 17)",
+    )
+    with sqlite3.connect(path) as connection:
+        for statement in statements:
+            connection.execute(statement)
+    connection.close()
+    async with running(path) as log, router_shard_of(log) as router:
+        inputs = await read_inputs(router, 100)
+        assert 60 < sum(isinstance(entry.record, Damaged) for entry in inputs) < 70
+        replayed = await replay_all(router)
+        assert len(replayed) == 500
+        assert sum(isinstance(entry, Damaged) for entry in replayed) > 25
+        assert await log.oldest_unconsumed() is not None
+        await log.purge()
+        assert [each async for each in log.history(QueueId("01"))] == []  # its time is no number: it was purged
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        (sqlite3.SQLITE_READONLY, "check the owner and the permissions"),
+        (sqlite3.SQLITE_CANTOPEN, "check the owner and the permissions"),
+        (sqlite3.SQLITE_BUSY, "another program has it open"),
+        (sqlite3.SQLITE_IOERR, "check the disk"),
+        (sqlite3.SQLITE_CORRUPT, "recover the records into a new file"),
+        (sqlite3.SQLITE_ERROR, "keep the file"),
+    ],
+)
+def test_no_advice_gives_the_queued_mail_up(code: int, advice: str) -> None:
+    error = sqlite3.OperationalError("text of SQLite")
+    error.sqlite_errorcode = code
+    line = str(open_error(Path("var/log.db"), error))
+    assert advice in line
+    assert not {"away", "empty", "delete", "remove"} & set(re.findall(r"\w+", line))

@@ -100,6 +100,7 @@ HEALTHY: Mapping[str, str] = {
     **_first_attempts(600, 3),
     f"eilpost_ledger_drift_recipients{{{ROUTER}}}": steady(0),
     f"eilpost_quarantined_deliveries{{{ROUTER}}}": steady(0),
+    f"eilpost_corrupt_records{{{ROUTER}}}": steady(0),
     **_attempts("google", 300, 20),
     **_attempts("other", 280, 20),
     _POLICY_FAILURES: per_minute(2),
@@ -224,6 +225,7 @@ FAULTS = (
         {f"eilpost_queue_oldest_runnable_timestamp_seconds{{{ROUTER}}}": steady(60)},
     ),
     Fault("EilpostQuarantinedMessages", _SHARED, {f"eilpost_quarantined_deliveries{{{ROUTER}}}": steady(1)}),
+    Fault("EilpostCorruptRecords", _SHARED, {f"eilpost_corrupt_records{{{ROUTER}}}": steady(1)}),
     Fault("EilpostDeferralsHigh", _SHARED, _attempts("other", 100, 400)),
     Fault(
         "EilpostProviderBlocking",

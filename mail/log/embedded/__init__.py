@@ -8,28 +8,30 @@ Down until it works again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import structlog
 
-from mail.log import Backlog, Condition, DeliveryShardProcessor, OnReady, RouterShardProcessor
-from mail.log.codec import FrameError, decode
+from mail.log import UNKNOWN_TIME, Backlog, Condition, DeliveryShardProcessor, OnReady, RouterShardProcessor
+from mail.log.codec import FrameError, UnknownVersion, decode
 from mail.log.embedded.commit import Change, milliseconds, offset_of, topic_and_shard_of
 from mail.log.embedded.history import HistoryReader, Query, read_page, read_pages
 from mail.log.embedded.lock import DirectoryLock
 from mail.log.embedded.query_socket import EmbeddedHistory as EmbeddedHistory
 from mail.log.embedded.query_socket import QueryServer
 from mail.log.embedded.shards import EmbeddedDeliveryShard, EmbeddedRouterShard, EntryReaders
-from mail.log.embedded.store import Store, unreadable
+from mail.log.embedded.store import Store, newer_version
 from mail.log.embedded.writer import Writer
 from mail.log.ownership import ExclusiveOwnership
 from mail.log.topics import ShardCounts
 from mail.record import Record, received_time
 from mail.settings import LogSettings
+from mail.tasks import cancel_tasks
 from mail.telemetry.log import PRODUCE_DURATION
 
 logger = structlog.get_logger()
@@ -90,9 +92,11 @@ class EmbeddedLog(HistoryReader):
             topic, shard = topic_and_shard_of(entry_id)
             try:
                 first.append(received_time(decode(frame, topic.record, b"")))
-            except FrameError as reason:
+            except UnknownVersion as reason:
                 position = f"{topic.name}, shard {shard}, offset {offset_of(entry_id)}"
-                raise unreadable(self.location, position, reason) from None
+                raise newer_version(self.location, position, reason) from None
+            except FrameError:
+                first.append(UNKNOWN_TIME)
         return min(first, default=None)
 
     async def purge(self) -> None:
@@ -132,11 +136,14 @@ class EmbeddedLog(HistoryReader):
     ) -> None:
         count = self.counts.by_queue_id
         bytes_max = READER_BUFFER_BYTES // count
-        await self._router_ownership.run(
-            lambda: [EmbeddedRouterShard(self.writer, self._readers, number, bytes_max) for number in range(count)],
-            process,
-            stop,
-            on_ready,
+        await self._run_with_thread(
+            self._router_ownership.run(
+                lambda: count,
+                lambda number: EmbeddedRouterShard(self.writer, self._readers, number, bytes_max),
+                process,
+                stop,
+                on_ready,
+            )
         )
 
     async def own_delivery_shards(
@@ -144,12 +151,27 @@ class EmbeddedLog(HistoryReader):
     ) -> None:
         count = self.counts.of_dispatched
         bytes_max = READER_BUFFER_BYTES // count
-        await self._delivery_ownership.run(
-            lambda: [EmbeddedDeliveryShard(self.writer, self._readers, number, bytes_max) for number in range(count)],
-            process,
-            stop,
-            on_ready,
+        await self._run_with_thread(
+            self._delivery_ownership.run(
+                lambda: count,
+                lambda number: EmbeddedDeliveryShard(self.writer, self._readers, number, bytes_max),
+                process,
+                stop,
+                on_ready,
+            )
         )
+
+    async def _run_with_thread(self, owner: Coroutine[Any, Any, None]) -> None:
+        """Run `owner`; raises RuntimeError when a bug has ended the database thread, so that the process ends."""
+        owner_task = asyncio.ensure_future(owner)
+        crashed = asyncio.ensure_future(self.writer.crashed.wait())
+        try:
+            await asyncio.wait({owner_task, crashed}, return_when=asyncio.FIRST_COMPLETED)
+            if crashed.done():
+                raise RuntimeError(self.writer.crash_text)
+            owner_task.result()
+        finally:
+            await cancel_tasks(owner_task, crashed)
 
     # --- HistoryLog
 

@@ -17,7 +17,7 @@ from types import MappingProxyType
 import orjson
 
 from mail.log.codec import encode
-from mail.log.topics import CONSUMED_TOPICS, QUEUE, ShardCounts, Topic, place
+from mail.log.topics import ATTEMPTED, CONSUMED_TOPICS, QUEUE, ShardCounts, Topic, place
 from mail.message import Inline
 from mail.record import Accepted, Dispatched, Event, Record
 
@@ -35,7 +35,7 @@ NO_SOURCES: Mapping[int, int] = MappingProxyType({})
 # none), `compacted` [key, position, length], `events` [id, time, queue id, position, length]; position (from 1) and
 # length locate the bytes in `frames`. `accepted` and `attempted` are ranges of consumed ids, [first, last];
 # `dispatched` are consumed ids; `appended` is the number of new entries of each topic. An entry that shares the body of
-# a missing entry gets NULL; the table refuses it, and with it the whole batch.
+# a missing entry gets NULL; the table refuses it, and with it the whole batch. A negative id: it then has no body.
 UNPACK = """
 CREATE TEMP VIEW batch (
     frames, bodies, entries, compacted, settled, events, appended, accepted, dispatched, attempted, top_offset
@@ -48,7 +48,9 @@ CREATE TEMP TRIGGER unpack INSTEAD OF INSERT ON batch BEGIN
         FROM json_each(NEW.bodies);
     INSERT INTO entry (id, body, frame)
         SELECT json_extract(value, '$[0]'),
-            CASE json_extract(value, '$[2]') WHEN 0 THEN json_extract(value, '$[1]')
+            CASE WHEN json_extract(value, '$[2]') = 0 THEN json_extract(value, '$[1]')
+                WHEN json_extract(value, '$[2]') < 0
+                THEN coalesce((SELECT body FROM entry AS other WHERE other.id = -json_extract(value, '$[2]')), 0)
                 ELSE (SELECT body FROM entry AS other WHERE other.id = json_extract(value, '$[2]')) END,
             substr(NEW.frames, json_extract(value, '$[3]'), json_extract(value, '$[4]'))
         FROM json_each(NEW.entries);
@@ -87,13 +89,25 @@ def shard_base_id(topic: Topic, shard: int) -> int:
     return (_NUMBERS[topic.name] << _SHARD_BITS | shard) << _OFFSET_BITS
 
 
+def topic_ids(topic: Topic) -> tuple[int, int]:
+    """Bounds of the ids of all entries of a topic, both excluded."""
+    shards = _NUMBERS[topic.name] << _SHARD_BITS
+    return shards << _OFFSET_BITS, shards + (1 << _SHARD_BITS) << _OFFSET_BITS
+
+
 def offset_of(entry_id: int) -> int:
     return entry_id & _OFFSET_MASK
 
 
-def topic_and_shard_of(entry_id: int) -> tuple[Topic, int]:
+def topic_number_of(entry_id: int) -> tuple[int, int]:
+    """The index in CONSUMED_TOPICS, and the shard."""
     shard_number = entry_id >> _OFFSET_BITS
-    return CONSUMED_TOPICS[shard_number >> _SHARD_BITS], shard_number & ((1 << _SHARD_BITS) - 1)
+    return shard_number >> _SHARD_BITS, shard_number & ((1 << _SHARD_BITS) - 1)
+
+
+def topic_and_shard_of(entry_id: int) -> tuple[Topic, int]:
+    number, shard = topic_number_of(entry_id)
+    return CONSUMED_TOPICS[number], shard
 
 
 def compacted_key(topic: Topic, shard: int, key: str) -> str:
@@ -106,7 +120,7 @@ class NewEntry:
     """A new entry of the shard at `shard_base`; its offset is assigned at commit.
 
     `content` is stored apart from the frame, in a row of its own. With `content_of` (an entry id; 0: none) the entry
-    shares the content of that entry, which must still exist.
+    shares the content of that entry, which must still exist; with a negative id only if the entry exists.
     """
 
     shard_base: int
@@ -149,8 +163,14 @@ class Change:
             size += 200 if frame is None else len(frame)
         self.size_bytes += size
 
+    def add_reports(self, frames: Sequence[tuple[int, bytes]], content_of: int) -> None:
+        """Add (shard, frame) to `attempted`, with the content of another entry."""
+        for shard, frame in frames:
+            self.entries.append(NewEntry(shard_base_id(ATTEMPTED, shard), frame, content_of=content_of))
+            self.size_bytes += len(frame)
 
-def inline_content(record: Record) -> bytes:
+
+def inline_content(record: object) -> bytes:
     """The content of a record, which is stored apart from its frame."""
     if isinstance(record, Accepted | Dispatched) and isinstance(record.content, Inline):
         return record.content.data

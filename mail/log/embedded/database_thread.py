@@ -24,6 +24,7 @@ from typing import Any, Generic, TypeVar
 import structlog
 
 from mail.log import Backlog, LogUnavailable, LogUnusable
+from mail.log.damaged import Damaged
 from mail.log.embedded.commit import Change
 from mail.log.embedded.store import DAMAGE_ADVICE, Store, is_damage
 from mail.log.topics import ShardCounts
@@ -54,7 +55,7 @@ class Request(Generic[T]):
     deadline: float
     change: Change | None = None
     query: Callable[[Store], T] | None = None
-    records: Sequence[Record] = ()  # of the change, for the owners of their shards
+    records: Sequence[Record | Damaged] = ()  # of the change, for the owners of their shards
     waits_without_limit: bool = False
     timed_out: bool = False  # the caller got LogUnavailable; the change is not made if it is still queued
     result: T | None = None
@@ -64,7 +65,7 @@ class Request(Generic[T]):
 class DatabaseThread(threading.Thread):
     """`opened` ends when the database is open, or with the error of `Store`. `on_served` gets requests, the ids of
     their new entries, and the backlog unless the database is closed; `on_failed` the reason; `on_disk_checked` what is
-    wrong with the free space and with the file.
+    wrong with the free space and with the file; `on_crashed` the error that has ended the thread.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class DatabaseThread(threading.Thread):
         on_failed: Callable[[str], None],
         on_reopened: Callable[[], None],
         on_disk_checked: Callable[[str | None, str | None], None],
+        on_crashed: Callable[[Exception], None],
     ) -> None:
         super().__init__(name="eilpost-log", daemon=True)
         self._path = path
@@ -86,6 +88,7 @@ class DatabaseThread(threading.Thread):
         self._on_failed = on_failed
         self._on_reopened = on_reopened
         self._on_disk_checked = on_disk_checked
+        self._on_crashed = on_crashed
         self.opened: Future[None] = Future()
         self.opened.set_running_or_notify_cancel()  # not cancelled with its waiter
         self._loop = asyncio.get_running_loop()
@@ -116,9 +119,19 @@ class DatabaseThread(threading.Thread):
             self.opened.set_exception(error)
             return
         self.counts = self._store.counts
-        self._check_disk()
-        self._report_served((), ())
-        self.opened.set_result(None)
+        try:
+            self._check_disk()
+            self._report_served((), ())
+            self.opened.set_result(None)
+            self._serve_until_end()
+        except Exception as error:  # boundary of the thread: the process ends
+            if not self.opened.done():
+                self.opened.set_exception(error)
+            self._post(self._on_crashed, error)
+        finally:
+            self._close_store()
+
+    def _serve_until_end(self) -> None:
         while True:
             if self._store is None and not self._is_damaged:
                 self._reopen()
@@ -130,7 +143,6 @@ class DatabaseThread(threading.Thread):
             else:
                 self._vacuum()
             self._check_disk()
-        self._close_store()
 
     def _collect(self) -> list[Request[Any]]:
         """The queued requests for one transaction; empty after a while without requests."""

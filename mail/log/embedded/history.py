@@ -11,12 +11,15 @@ from dataclasses import astuple, dataclass
 from enum import StrEnum
 from typing import Any, cast
 
+import msgspec
 import orjson
 
 from mail.log import Backlog
-from mail.log.codec import FrameError, decode, encode
-from mail.log.embedded.commit import offset_of, shard_base_id
-from mail.log.embedded.store import EntryRow, Store, unreadable
+from mail.log.codec import FrameError, UnknownVersion, decode, encode
+from mail.log.damaged import Damaged, find_id
+from mail.log.embedded.check import CheckedPage, check_page
+from mail.log.embedded.commit import shard_base_id
+from mail.log.embedded.store import EntryRow, Store, newer_version
 from mail.log.queue_summary import QueueSummary
 from mail.log.topics import ACCEPTED, EVENTS, QUEUE, Topic, shard_of_message
 from mail.message import QueueId, delivery_prefix
@@ -31,6 +34,7 @@ class QueryKind(StrEnum):
     QUEUE = "queue"
     UNROUTED = "unrouted"
     BACKLOG = "backlog"
+    CHECK = "check"  # of all records
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,21 +72,24 @@ def read_page(store: Store, query: Query, cursor: int | str | None) -> Page:
             entries = store.entries(ACCEPTED, shard, after, _PAGE_ROWS)
             key_bytes = queue_id.encode()
             return Page(
-                [_whole_frame(store, row) for row in entries.rows if key_bytes in row.frame[:4096]],
+                [frame for row in entries.rows if key_bytes in row.frame[:4096] for frame in _whole_frame(row)],
                 entries.rows[-1].id if entries.more else None,
             )
         case QueryKind.BACKLOG:
             return Page([orjson.dumps(astuple(store.backlog))], None)
+        case QueryKind.CHECK:
+            page, following = check_page(store, cast("str", cursor or ""))
+            return Page([msgspec.json.encode(page)], following)
 
 
-def _whole_frame(store: Store, row: EntryRow) -> bytes:
-    """The frame of an entry with its content."""
+def _whole_frame(row: EntryRow) -> Sequence[bytes]:
+    """The frame of an entry with its content; none if it is damaged."""
     try:
-        frame = encode(row.record(Accepted))
-    except FrameError as reason:
-        raise unreadable(store.location, f"{ACCEPTED.name}, offset {offset_of(row.id)}", reason) from None
-    assert frame is not None
-    return frame
+        return [encode(row.record(Accepted)) or b""]
+    except UnknownVersion:
+        return [row.frame]  # its reader reports it
+    except FrameError:
+        return []
 
 
 async def read_pages(read: Callable[[int | str | None], Awaitable[Page]]) -> AsyncGenerator[Sequence[bytes], None]:
@@ -104,40 +111,49 @@ class HistoryReader:
         """The frames of the answer, some at a time."""
         raise NotImplementedError
 
-    async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
+    async def history(self, queue_id: QueueId) -> AsyncIterator[Event | Damaged]:
         async for frame in self._frames(Query(QueryKind.HISTORY, queue_id)):
-            yield self._decode(frame, EVENTS, f"key {queue_id}")
+            yield self._decode(frame, EVENTS, queue_id)
 
     async def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
         async for frame in self._frames(Query(QueryKind.QUEUE, queue_id or "")):
-            yield self._decode(frame, QUEUE, "a queue entry")
+            entry = self._decode(frame, QUEUE, queue_id or "")
+            if not isinstance(entry, Damaged):
+                yield entry
 
     async def summarize_queue(self, summary: QueueSummary) -> None:
         try:
             async for frames in self.pages(Query(QueryKind.QUEUE)):
                 for frame in frames:
                     summary.add(frame)
-        except FrameError as reason:
-            raise unreadable(self.location, f"{QUEUE.name}, a queue entry", reason) from None
+        except UnknownVersion as reason:
+            raise newer_version(self.location, f"{QUEUE.name}, a queue entry", reason) from None
 
     async def unrouted_messages(self, queue_id: QueueId) -> Sequence[Accepted]:
         records = [
-            self._decode(frame, ACCEPTED, f"key {queue_id}")
-            async for frame in self._frames(Query(QueryKind.UNROUTED, queue_id))
+            self._decode(frame, ACCEPTED, queue_id) async for frame in self._frames(Query(QueryKind.UNROUTED, queue_id))
         ]
-        return [record for record in records if record.message.queue_id == queue_id]
+        return [record for record in records if not isinstance(record, Damaged) and record.message.queue_id == queue_id]
 
     async def backlog(self) -> Backlog:
         (counts,) = [frame async for frame in self._frames(Query(QueryKind.BACKLOG))]
         return Backlog(*orjson.loads(counts))
+
+    async def check(self) -> AsyncIterator[CheckedPage]:
+        """Decode all records, page by page."""
+        async for frame in self._frames(Query(QueryKind.CHECK)):
+            yield msgspec.json.decode(frame, type=CheckedPage)
 
     async def _frames(self, query: Query) -> AsyncIterator[bytes]:
         async for frames in self.pages(query):
             for frame in frames:
                 yield frame
 
-    def _decode(self, frame: bytes, topic: Topic, position: str) -> Any:
+    def _decode(self, frame: bytes, topic: Topic, key: str) -> Any:
+        """The record, or Damaged. Raises LogUnusable for a newer version."""
         try:
             return decode(frame, topic.record)
+        except UnknownVersion as reason:
+            raise newer_version(self.location, f"{topic.name}, key {key or find_id(frame)}", reason) from None
         except FrameError as reason:
-            raise unreadable(self.location, f"{topic.name}, {position}", reason) from None
+            return Damaged(topic.name, 0, None, key, frame, str(reason))

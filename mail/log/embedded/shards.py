@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from mail.log import Entry, Input, LogUnavailable, ShardLost
-from mail.log.codec import FrameError, decode
+from mail.log import Entry, FoundDispatch, Input, LogUnavailable, LogUnusable, ShardLost
+from mail.log.codec import FrameError, UnknownVersion, decode, encode
+from mail.log.damaged import Damaged, find_id, report_shards
 from mail.log.embedded.commit import Change, inline_content, offset_of, shard_base_id, topic_and_shard_of
-from mail.log.embedded.store import EntryRow, Store, unreadable
+from mail.log.embedded.store import EntryRow, Store, newer_version
 from mail.log.embedded.writer import Writer
-from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, QUEUE, Topic
-from mail.record import Accepted, Attempted, Dispatched, QueueEntry, Record
+from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, EVENTS, QUEUE, Topic, place, shard_of_message
+from mail.message import DeliveryId, QueueId
+from mail.record import Accepted, Attempted, Dispatched, Event, QueueEntry, Record
 from mail.tasks import is_set_within
 from mail.telemetry.log import PRODUCE_DURATION
 
@@ -29,6 +31,20 @@ R = TypeVar("R", Accepted, Attempted, Dispatched)
 _REPLAY_BATCH = 500
 _READ_AHEAD = 200  # least number of entries per database read
 _ENCODE_BATCH = 500  # records encoded before other tasks run
+
+
+def decode_row(row: EntryRow, topic: Topic, location: str) -> Any:
+    """The record of a row, or Damaged. Raises LogUnusable for a newer version."""
+    _, shard = topic_and_shard_of(row.id)
+    offset = offset_of(row.id)
+    try:
+        return row.record(topic.record)
+    except UnknownVersion as reason:
+        raise newer_version(location, f"{topic.name}, shard {shard}, offset {offset}", reason) from None
+    except FrameError as reason:
+        content = row.content or b""
+        key, is_intact = find_id(row.frame), row.is_content_intact
+        return Damaged(topic.name, shard, offset, key, row.frame, str(reason), content, is_intact)
 
 
 class EntryReader(Generic[R]):
@@ -43,7 +59,7 @@ class EntryReader(Generic[R]):
         self._writer = writer
         self._wakeup = wakeup
         self._bytes_max = bytes_max
-        self._buffer: deque[tuple[int, R, int]] = deque()  # id, record, size
+        self._buffer: deque[tuple[int, R | Damaged, int]] = deque()  # id, record, size
         self._buffered_bytes = 0
         self._base_id = shard_base_id(topic, shard)
         self._position = self._base_id  # id of the last entry returned
@@ -51,7 +67,7 @@ class EntryReader(Generic[R]):
         self._must_query = True  # the database may have unknown entries
         self._is_querying = False
 
-    def on_appended(self, entry_id: int, record: R, size: int) -> None:
+    def on_appended(self, entry_id: int, record: R | Damaged, size: int) -> None:
         end = self._buffer[-1][0] if self._buffer else self._position
         if entry_id <= end:
             return
@@ -73,7 +89,7 @@ class EntryReader(Generic[R]):
         self._position = self._base_id
         self._must_query = True
 
-    async def read(self, limit: int) -> list[Entry[R]]:
+    async def read(self, limit: int) -> list[Entry[R] | Entry[Damaged]]:
         """The next entries from memory, else from the database; empty when there are none. Raises LogUnavailable."""
         entries = self._read_buffer(limit)
         if entries or limit <= 0 or not (self._must_query or self._last_stored > self._position):
@@ -81,8 +97,8 @@ class EntryReader(Generic[R]):
         await self._query(max(limit, _READ_AHEAD))
         return self._read_buffer(limit)
 
-    def _read_buffer(self, limit: int) -> list[Entry[R]]:
-        entries: list[Entry[R]] = []
+    def _read_buffer(self, limit: int) -> list[Entry[R] | Entry[Damaged]]:
+        entries: list[Any] = []
         while self._buffer and len(entries) < limit:
             self._position, record, size = self._buffer.popleft()
             self._buffered_bytes -= size
@@ -95,22 +111,21 @@ class EntryReader(Generic[R]):
         try:
             query = partial(Store.entries, topic=self.topic, shard=self.shard, after=self._position, limit=limit)
             entry_rows = await self._writer.query(query)
-            buffer = [(row.id, self._decode(row), len(row.frame) + len(row.content or b"")) for row in entry_rows.rows]
-            self._buffer += buffer
-            self._buffered_bytes += sum(size for _, _, size in buffer)
+            for number, row in enumerate(entry_rows.rows):
+                try:
+                    record = decode_row(row, self.topic, self._writer.location)
+                except LogUnusable:
+                    if number == 0:
+                        raise
+                    return  # the entries before it are read first
+                size = len(row.frame) + len(row.content or b"")
+                self._buffer.append((row.id, record, size))
+                self._buffered_bytes += size
             self._must_query |= entry_rows.more
             is_done = True
         finally:
             self._is_querying = False
             self._must_query |= not is_done
-
-    def _decode(self, row: EntryRow) -> R:
-        try:
-            record: R = row.record(self.topic.record)
-        except FrameError as reason:
-            position = f"{self.topic.name}, shard {self.shard}, offset {offset_of(row.id)}"
-            raise unreadable(self._writer.location, position, reason) from None
-        return record
 
 
 class EntryReaders:
@@ -126,9 +141,9 @@ class EntryReaders:
         if self._readers.get((reader.topic.name, reader.shard)) is reader:
             del self._readers[reader.topic.name, reader.shard]
 
-    def on_appended(self, change: Change, records: Sequence[Record], ids: Sequence[int]) -> None:
+    def on_appended(self, change: Change, records: Sequence[Record | Damaged], ids: Sequence[int]) -> None:
         """Pass durable entries to the owners of their shards."""
-        inputs = (record for record in records if isinstance(record, Accepted | Dispatched | Attempted))
+        inputs = (record for record in records if isinstance(record, Accepted | Dispatched | Attempted | Damaged))
         for entry_id, entry, record in zip(ids, change.entries, inputs, strict=False):
             topic, shard = topic_and_shard_of(entry_id)
             reader = self._readers.get((topic.name, shard))
@@ -168,19 +183,55 @@ class EmbeddedRouterShard:
     def close(self) -> None:
         self._is_closed = True
 
-    async def replay(self) -> AsyncIterator[Sequence[QueueEntry]]:
+    def owns(self, queue_id: QueueId) -> bool:
+        return shard_of_message(queue_id, self._writer.counts) == self.number
+
+    async def find_dispatch(self, delivery_id: DeliveryId) -> FoundDispatch:
+        for row in await self._writer.query(partial(Store.find_dispatches, delivery_id=delivery_id)):
+            record = decode_row(row, DISPATCHED, self._writer.location)
+            if not isinstance(record, Damaged) and record.delivery.id == delivery_id:
+                return FoundDispatch(record, is_open=True)
+        named = await self._writer.query(partial(Store.named_deliveries, without=()))
+        return FoundDispatch(None, is_open=delivery_id in named)
+
+    async def history(self, queue_id: QueueId) -> AsyncIterator[Event | Damaged]:
+        after = 0
+        while rows := await self._writer.query(partial(Store.events, queue_id=queue_id, after=after, limit=500)):
+            after = rows[-1][0]
+            for event_id, frame in rows:
+                try:
+                    yield decode(frame, Event)
+                except FrameError as reason:
+                    yield Damaged(EVENTS.name, self.number, event_id, queue_id, frame, str(reason))
+
+    async def lost_deliveries(
+        self, active: Collection[DeliveryId], damaged: Sequence[Entry[Damaged]]
+    ) -> Collection[DeliveryId]:
+        ids = {
+            shard_base_id(topic, entry.shard) + entry.offset
+            for entry in damaged
+            for topic in (ATTEMPTED, ACCEPTED)
+            if topic.name == entry.topic
+        }
+        named = await self._writer.query(partial(Store.named_deliveries, without=ids))
+        return [delivery_id for delivery_id in active if delivery_id not in named]
+
+    async def replay(self) -> AsyncIterator[Sequence[QueueEntry | Damaged]]:
         key = ""
         query = partial(Store.compacted, topic=QUEUE, shard=self.number, limit=_REPLAY_BATCH)
         while rows := await self._writer.query(partial(query, after=key)):
             key = rows[-1][0]
             yield [self._decode_queue_entry(*row) for row in rows]
 
-    def _decode_queue_entry(self, key: str, frame: bytes) -> QueueEntry:
+    def _decode_queue_entry(self, row_key: str, frame: bytes) -> QueueEntry | Damaged:
+        key = row_key.partition("/")[2].encode("utf-8", "replace").decode()
         try:
             return decode(frame, QueueEntry)
+        except UnknownVersion as reason:
+            position = f"{QUEUE.name}, shard {self.number}, key {key}"
+            raise newer_version(self._writer.location, position, reason) from None
         except FrameError as reason:
-            position = f"{QUEUE.name}, shard {self.number}, key {key.partition('/')[2]}"
-            raise unreadable(self._writer.location, position, reason) from None
+            return Damaged(QUEUE.name, self.number, None, key, frame, str(reason))
 
     async def read(self, limit: int, wait: timedelta) -> Sequence[Input]:
         loop = asyncio.get_running_loop()
@@ -218,7 +269,7 @@ class EmbeddedRouterShard:
             if offsets:
                 first = shard_base_id(topic, self.number)
                 change.ranges.append((first + offsets[0], first + offsets[-1]))
-        if self._is_closed:
+        if self._is_closed or self._writer.crashed.is_set():
             raise ShardLost
         with PRODUCE_DURATION.time():
             await self._writer.change(change, outputs, waits_without_limit=True)
@@ -252,7 +303,7 @@ class EmbeddedDeliveryShard:
     def close(self) -> None:
         self._is_closed = True
 
-    async def read(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
+    async def read(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched] | Entry[Damaged]]:
         loop = asyncio.get_running_loop()
         deadline = None if wait is None else loop.time() + wait.total_seconds()
         while not self.lost.is_set():
@@ -262,13 +313,21 @@ class EmbeddedDeliveryShard:
             await _wait(self._wakeup, deadline)
         raise ShardLost
 
-    async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:
-        if self._is_closed:
+    async def finish(self, entry: Entry[Dispatched] | Entry[Damaged], attempted: Attempted | Damaged) -> None:
+        if self._is_closed or self._writer.crashed.is_set():
             raise ShardLost
-        change = Change(finished=[shard_base_id(DISPATCHED, entry.shard) + entry.offset])
-        change.add((attempted,), self._writer.counts)
+        counts = self._writer.counts
+        entry_id = shard_base_id(DISPATCHED, entry.shard) + entry.offset
+        change = Change(finished=[entry_id])
+        if isinstance(attempted, Damaged):
+            frames = [(shard, attempted.frame) for shard in report_shards(attempted, counts)]
+        else:
+            _, shard, _ = place(attempted, counts)
+            frames = [(shard, encode(attempted) or b"")]
+        # The content stays until the report is consumed: without it, the delivery of a damaged report would be lost.
+        change.add_reports(frames, content_of=-entry_id)
         with PRODUCE_DURATION.time():
-            await self._writer.change(change, (attempted,))
+            await self._writer.change(change, (attempted,) * len(frames))
 
 
 def _content_sources(consumed: Sequence[Input]) -> dict[int, int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from errno import ENOSPC
 from pathlib import Path
@@ -19,9 +19,11 @@ from typing import TypeVar
 import orjson
 
 from mail.log import Backlog, LogUnusable
-from mail.log.codec import FrameError, R, decode
-from mail.log.embedded.commit import INSERT, OFFSET_MAX, UNPACK, Change, compacted_key, pack, shard_base_id
-from mail.log.topics import CONSUMED_TOPICS, ShardCounts, Topic
+from mail.log.codec import FrameError, R, UnknownVersion, decode
+from mail.log.damaged import HEAD_BYTES, find_id
+from mail.log.embedded.commit import INSERT, OFFSET_MAX, UNPACK, Change, compacted_key, pack, shard_base_id, topic_ids
+from mail.log.topics import ATTEMPTED, CONSUMED_TOPICS, DISPATCHED, ShardCounts, Topic
+from mail.record import Attempted
 
 APPLICATION_ID = 0x65696C70  # "eilp"
 SCHEMA = 3
@@ -50,16 +52,19 @@ CREATE TABLE event (
 CREATE INDEX event_queue_id ON event (queue_id);
 """
 
-DAMAGE_ADVICE = "stop eilpost, copy the file, and restore a backup or recover what is left (sqlite3 FILE .recover)"
-
-_UNREADABLE_ADVICE = "it stays in the log; restore a backup of the log, or run the version of eilpost that wrote it"
+DAMAGE_ADVICE = (
+    "stop eilpost, copy the file and FILE-wal, and recover the records into a new file (sqlite3 FILE .recover | sqlite3"
+    " NEW); a backup lacks the mail that was accepted after it"
+)
 
 Key = TypeVar("Key", int, str)
 
 
 @dataclass(frozen=True, slots=True)
 class EntryRow:
-    """A stored entry: id, frame, and the separately stored content (`body` 0: none)."""
+    """A stored entry: id, frame, and the separately stored content (`body` 0: none). Columns of a damaged row may have
+    any type: frame and content are always bytes, `body` and `checksum` are only compared.
+    """
 
     id: int
     frame: bytes
@@ -67,13 +72,17 @@ class EntryRow:
     checksum: int | None
     content: bytes | None
 
+    @property
+    def is_content_intact(self) -> bool:
+        return self.content is not None and zlib.crc32(self.content) == self.checksum
+
     def record(self, kind: type[R]) -> R:
         """Raises FrameError."""
-        if not self.body:
+        if not self.body or kind is Attempted:  # a report has the content for the case that it is damaged itself
             return decode(self.frame, kind)
         if self.content is None:
             raise FrameError("its content is missing")
-        if not isinstance(self.content, bytes) or zlib.crc32(self.content) != self.checksum:
+        if not self.is_content_intact:
             raise FrameError("its content is damaged (checksum)")
         return decode(self.frame, kind, self.content)
 
@@ -98,15 +107,16 @@ class Store:
         self.location = f"the log at {path}"
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._connection.text_factory = _decode_text
         try:
             self._open(counts)
+            self._load_counters()
         except BaseException:
             self._connection.close()
             raise
         status = path.stat()
         self._file_id = status.st_dev, status.st_ino
         self._vacuumed = False
-        self._load_counters()
 
     def _open(self, counts: ShardCounts | None) -> None:
         execute = self._connection.execute
@@ -158,7 +168,10 @@ class Store:
                 f"{self._path} has schema {schema} and this eilpost reads {SCHEMA}: use the version that wrote it"
             )
         stored = dict(self._connection.execute("SELECT name, value FROM meta"))
-        self.counts = ShardCounts(stored["shards"], stored["delivery_shards"])
+        shards, delivery_shards = stored.get("shards"), stored.get("delivery_shards")
+        if not (isinstance(shards, int) and isinstance(delivery_shards, int) and min(shards, delivery_shards) > 0):
+            raise LogUnusable(f"{self._path} is damaged (table meta): {DAMAGE_ADVICE}")
+        self.counts = ShardCounts(shards, delivery_shards)
         if counts is None:
             return
         for name, count in (("shards", counts.by_queue_id), ("delivery_shards", counts.of_dispatched)):
@@ -178,6 +191,8 @@ class Store:
 
     def _load_counters(self) -> None:
         row = self._connection.execute("SELECT offset, accepted, dispatched, attempted FROM counters").fetchone()
+        if row is None or not all(isinstance(number, int) for number in row):
+            raise LogUnusable(f"{self._path} is damaged (table counters): {DAMAGE_ADVICE}")
         self._offset: int = row[0]
         self.backlog = Backlog(*row[1:])
 
@@ -198,7 +213,7 @@ class Store:
         follow.
         """
         rows = self._connection.execute("SELECT id, time FROM event ORDER BY id LIMIT ?", (limit,)).fetchall()
-        old = [event_id for event_id, time in rows if time < before]
+        old = [event_id for event_id, time in rows if not isinstance(time, int) or time < before]
         if old:
             statement = "DELETE FROM event WHERE id IN (SELECT value FROM json_each(?))"
             self._connection.execute(statement, (orjson.dumps(old).decode(),))
@@ -223,15 +238,24 @@ class Store:
     def entries(self, topic: Topic, shard: int, after: int, limit: int) -> EntryRows:
         """The entries of a shard after id `after`, at most `limit` and about 4 MiB."""
         first = shard_base_id(topic, shard)
+        return self._entries(max(after, first), first + OFFSET_MAX, limit)
+
+    def all_entries(self, after: int, limit: int) -> Sequence[EntryRow]:
+        """As `entries`, of all shards of all topics."""
+        return self._entries(after, (1 << 63) - 1, limit).rows
+
+    def _entries(self, after: int, last: int, limit: int) -> EntryRows:
         cursor = self._connection.execute(
             "SELECT entry.id, frame, body, checksum, content FROM entry LEFT JOIN body ON body.id = entry.body"
             " WHERE entry.id > ? AND entry.id <= ? ORDER BY entry.id LIMIT ?",
-            (max(after, first), first + OFFSET_MAX, limit),
+            (after, last, limit),
         )
         rows: list[EntryRow] = []
         size = 0
         for values in cursor:
-            rows.append(row := EntryRow(*values))
+            entry_id, frame, body, checksum, content = values
+            content = None if content is None else _as_bytes(content)
+            rows.append(row := EntryRow(entry_id, _as_bytes(frame), body, checksum, content))
             size += len(row.frame) + len(row.content or b"")
             if size >= _READ_BYTES:
                 cursor.close()
@@ -244,24 +268,51 @@ class Store:
         for topic in CONSUMED_TOPICS:
             for shard in range(self.counts.of(topic)):
                 first = shard_base_id(topic, shard)
-                entries += self._connection.execute(
+                rows = self._connection.execute(
                     "SELECT id, frame FROM entry WHERE id > ? AND id <= ? ORDER BY id LIMIT 1",
                     (first, first + OFFSET_MAX),
                 )
+                entries += [(entry_id, _as_bytes(frame)) for entry_id, frame in rows]
         return entries
+
+    def named_deliveries(self, without: Container[int]) -> set[str]:
+        """The delivery ids in the frames of `dispatched` and `attempted`, except in the entries `without`."""
+        named: set[str] = set()
+        for topic in (DISPATCHED, ATTEMPTED):
+            rows = self._connection.execute(
+                "SELECT id, substr(frame, 1, ?) FROM entry WHERE id > ? AND id < ?", (HEAD_BYTES, *topic_ids(topic))
+            )
+            named.update(find_id(_as_bytes(head)) for entry_id, head in rows if entry_id not in without)
+        return named
+
+    def find_dispatches(self, delivery_id: str) -> list[EntryRow]:
+        """The entries of `dispatched` whose frame contains this delivery id."""
+        rows = self._connection.execute(
+            "SELECT entry.id, frame, body, checksum, content FROM entry LEFT JOIN body ON body.id = entry.body"
+            " WHERE entry.id > ? AND entry.id < ? AND instr(frame, ?)",
+            (*topic_ids(DISPATCHED), f'"{delivery_id}"'.encode()),
+        )
+        return [
+            EntryRow(entry_id, _as_bytes(frame), body, checksum, None if content is None else _as_bytes(content))
+            for entry_id, frame, body, checksum, content in rows
+        ]
 
     def compacted(self, topic: Topic, shard: int, after: str, limit: int, prefix: str = "") -> list[tuple[str, bytes]]:
         """The last records of a shard after the key `after` ("": from the start) whose keys begin with `prefix`, in
         order, about 4 MiB.
         """
         first = compacted_key(topic, shard, prefix)
-        statement = "SELECT key, frame FROM pending WHERE key > ? AND key < ? ORDER BY key LIMIT ?"
-        return _bounded(self._connection.execute(statement, (max(after, first), f"{first}\U0010ffff", limit)))
+        statement = "SELECT key, frame FROM pending WHERE key > CAST(? AS TEXT) AND key < ? ORDER BY key LIMIT ?"
+        end = f"{first}\U0010ffff" if prefix else f"{first[:-1]}0"  # the character after "/": of damaged keys too
+        return _bounded(self._connection.execute(statement, (_encode_text(max(after, first)), end, limit)))
 
     def all_queue_entries(self, after: str, limit: int) -> list[tuple[str, bytes]]:
         """As `compacted`, of all shards of `queue`: the only keys that begin with a digit."""
-        statement = "SELECT key, frame FROM pending WHERE key > ? AND key < ':' ORDER BY key LIMIT ?"
-        return _bounded(self._connection.execute(statement, (after, limit)))
+        statement = "SELECT key, frame FROM pending WHERE key > CAST(? AS TEXT) AND key < ':' ORDER BY key LIMIT ?"
+        return _bounded(self._connection.execute(statement, (_encode_text(after), limit)))
+
+    def all_events(self, after: int, limit: int) -> Sequence[tuple[int, bytes]]:
+        return _bounded(self._connection.execute("SELECT id, frame FROM event WHERE id > ? LIMIT ?", (after, limit)))
 
     def events(self, queue_id: str, after: int, limit: int) -> Sequence[tuple[int, bytes]]:
         statement = "SELECT id, frame FROM event WHERE queue_id = ? AND id > ? ORDER BY id LIMIT ?"
@@ -281,25 +332,55 @@ def open_error(path: Path, error: Exception) -> LogUnusable:
         return LogUnusable(f"{path}: the disk is full: make room there, or set log.url to a file on another disk")
     if isinstance(error, OSError):
         return LogUnusable(f"{path}: {error.strerror}: check log.url and the permissions of its directory")
-    advice = DAMAGE_ADVICE if is_damage(error) else "restore it, or move it away to start with an empty log"
-    return LogUnusable(f"{path} cannot be opened as a log: {error}: {advice}")
+    return LogUnusable(f"{path} cannot be opened as a log: {error}: {_advice(error)}")
 
 
-def unreadable(location: str, position: str, reason: FrameError) -> LogUnusable:
-    """LogUnusable for operators about an entry at `position` that cannot be decoded."""
-    return LogUnusable(f"{location}: the entry at {position} cannot be read: {reason}; {_UNREADABLE_ADVICE}")
+def _advice(error: Exception) -> str:
+    """What to do about an SQLite error. The file has queued mail, so no advice may give it up."""
+    if is_damage(error):
+        return DAMAGE_ADVICE
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
+            return "check the owner and the permissions of the file, of FILE-wal and FILE-shm, and of its directory"
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return "another program has it open: close that program"
+        case sqlite3.SQLITE_IOERR:
+            return "check the disk, the file system and the permissions of the directory; keep the file"
+        case _:
+            return "keep the file, it has the queued mail; if the cause is not clear, report this line"
+
+
+def newer_version(location: str, position: str, reason: UnknownVersion) -> LogUnusable:
+    """LogUnusable for operators about an entry at `position` that a newer eilpost wrote."""
+    return LogUnusable(f"{location}: the entry at {position} cannot be read: {reason}; it stays in the log")
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.replace("*", " ").split())
 
 
-def _bounded(cursor: Iterable[tuple[Key, bytes]]) -> list[tuple[Key, bytes]]:
+def _decode_text(text: bytes) -> str:
+    return text.decode("utf-8", "surrogateescape")  # a damaged row
+
+
+def _encode_text(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _as_bytes(value: object) -> bytes:
+    """A column of bytes; of a damaged row it may have another type."""
+    if isinstance(value, bytes):
+        return value
+    return b"" if value is None else _encode_text(str(value))
+
+
+def _bounded(cursor: Iterable[tuple[Key, object]]) -> list[tuple[Key, bytes]]:
     rows: list[tuple[Key, bytes]] = []
     size = 0
-    for row in cursor:
-        rows.append(row)
-        size += len(row[1])
+    for key, value in cursor:
+        frame = _as_bytes(value)
+        rows.append((key, frame))
+        size += len(frame)
         if size >= _READ_BYTES:
             break
     return rows

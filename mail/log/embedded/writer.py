@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import structlog
 
 from mail.log import Backlog, Condition, Down, Full, LogUnavailable, LogUnusable, Usable
+from mail.log.damaged import Damaged
 from mail.log.embedded.commit import Change
 from mail.log.embedded.database_thread import DatabaseThread, Request
 from mail.log.embedded.store import Store, open_error
@@ -31,7 +32,7 @@ T = TypeVar("T")
 _QUEUED_BYTES_MAX = 32 << 20  # of frames; above it, appends wait
 _APPEND_BYTES = 256 << 10  # estimated size of an append that waits
 
-OnAppended = Callable[[Change, Sequence[Record], Sequence[int]], None]
+OnAppended = Callable[[Change, Sequence[Record | Damaged], Sequence[int]], None]
 
 
 class Writer:
@@ -61,6 +62,8 @@ class Writer:
         self._missing_file: str | None = None
         self._low_disk: str | None = None
         self.backlog = Backlog(0, 0, 0)
+        self.crashed = asyncio.Event()  # a bug has ended the thread
+        self.crash_text = ""
 
     async def start(self) -> None:
         """Open the database, whose number of shards is then in `counts`. Raises LogUnusable."""
@@ -72,6 +75,7 @@ class Writer:
             on_failed=self._set_failure,
             on_reopened=self._resume,
             on_disk_checked=self._set_disk_state,
+            on_crashed=self._set_crashed,
         )
         thread.start()
         try:
@@ -127,7 +131,7 @@ class Writer:
                 self._wake_space_waiters()
 
     def change(
-        self, change: Change, records: Sequence[Record] = (), *, waits_without_limit: bool = False
+        self, change: Change, records: Sequence[Record | Damaged] = (), *, waits_without_limit: bool = False
     ) -> asyncio.Future[None]:
         """Make a change durable."""
         request: Request[None] = self._submit(change, None)
@@ -140,8 +144,8 @@ class Writer:
         return self._submit(None, query).future
 
     def _submit(self, change: Change | None, query: Callable[[Store], T] | None) -> Request[T]:
-        if self._thread is None:
-            raise LogUnavailable("the log is closed")
+        if self._thread is None or self.crashed.is_set():
+            raise LogUnavailable(self.crash_text or "the log is closed")
         future = asyncio.get_running_loop().create_future()
         request: Request[T] = Request(future, monotonic() + self._timeout, change, query)
         self._unanswered.append(request)
@@ -201,6 +205,12 @@ class Writer:
 
     def _set_failure(self, reason: str) -> None:
         self._failure = reason
+
+    def _set_crashed(self, error: Exception) -> None:
+        self.crash_text = self._failure = f"the thread of the log ended: {type(error).__name__}: {error}"
+        while self._unanswered:
+            _reject(self._unanswered.popleft(), self.crash_text)
+        self.crashed.set()
 
     def _resume(self) -> None:
         self._failure = None

@@ -32,6 +32,7 @@ from mail.log import (
     OnReady,
     RouterShardProcessor,
 )
+from mail.log.damaged import Damaged, report_shards
 from mail.log.kafka.access import CLIENT_ERRORS, Access, make_access
 from mail.log.kafka.aiokafka_compat.log_filter import install_log_filter
 from mail.log.kafka.cluster_info import ClusterInfo
@@ -46,7 +47,7 @@ from mail.log.kafka.router_shard import KafkaRouterShard
 from mail.log.kafka.tenant_producers import TenantProducers
 from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.kafka.topic_watcher import TopicWatcher
-from mail.log.topics import ACCEPTED, CONSUMED_BY, DELIVERY, DISPATCHED, EVENTS, ROUTER, ShardCounts
+from mail.log.topics import ACCEPTED, ATTEMPTED, CONSUMED_BY, DELIVERY, DISPATCHED, EVENTS, ROUTER, ShardCounts
 from mail.record import Accepted, Attempted, Record
 from mail.settings import LogSettings
 from mail.tasks import background, cancel_tasks, periodically
@@ -247,9 +248,14 @@ class KafkaLog(HistoryQueries):
         if self._access.certificates is not None:
             await self._access.certificates.reload()
 
-    async def _append_report(self, record: Attempted) -> None:
+    async def _append_report(self, record: Attempted | Damaged) -> None:
         self._require_topics()
-        await self._report_producer.append(record, self.counts)
+        if isinstance(record, Damaged):
+            for shard in report_shards(record, self.counts):
+                partition = self._access.partition(ATTEMPTED, shard)
+                await self._report_producer.append_frame(partition, record.key, record.frame)
+        else:
+            await self._report_producer.append(record, self.counts)
 
     # --- RouterLog
 

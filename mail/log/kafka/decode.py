@@ -2,52 +2,95 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
 from aiokafka import ConsumerRecord, TopicPartition
 
 from mail.log import LogUnusable
-from mail.log.codec import FrameError, decode
+from mail.log.codec import FrameError, UnknownVersion, decode
+from mail.log.damaged import Damaged, find_id
 from mail.log.kafka.access import Access
 from mail.log.kafka.partition_reader import PartitionReader
 from mail.log.kafka.timeouts import TIMEOUTS
-from mail.log.topics import ALL_TOPICS
-from mail.record import QueueEntry
+from mail.log.topics import ALL_TOPICS, QUEUE
+from mail.record import Dispatched, QueueEntry
 
 _PARTITIONS_AT_A_TIME = 4
 _KINDS = {topic.name: topic.record for topic in ALL_TOPICS}
 
 
 def decode_record(access: Access, record: ConsumerRecord[bytes, bytes]) -> Any:
-    """Decode a record of its topic's kind. Raises LogUnusable: an unreadable one stops the reader and stays in the
-    topic.
+    """Decode a record of its topic's kind; Damaged if that fails. Raises LogUnusable for a newer version, which stops
+    the reader and stays in the topic.
     """
+    topic, frame = record.topic.removeprefix(access.prefix), record.value or b""
     try:
-        return decode(record.value or b"", _KINDS[record.topic.removeprefix(access.prefix)])
-    except FrameError as reason:
+        return decode(frame, _KINDS[topic])
+    except UnknownVersion as reason:
         raise _unreadable_error(access, record.topic, record.partition, f"offset {record.offset}", reason) from None
+    except FrameError as reason:
+        key = find_id(b'"%s"' % (record.key or b"")) or find_id(frame)
+        return Damaged(topic, record.partition, record.offset, key, frame, str(reason))
 
 
-def decode_queue_entry(access: Access, tp: TopicPartition, key: bytes, frame: bytes) -> QueueEntry:
-    """Decode a queue entry. Raises LogUnusable."""
+def decode_queue_entry(access: Access, tp: TopicPartition, key: bytes, frame: bytes) -> QueueEntry | Damaged:
+    """Decode a queue entry. Raises LogUnusable for a newer version."""
     try:
         return decode(frame, QueueEntry)
-    except FrameError as reason:
+    except UnknownVersion as reason:
         raise unreadable_queue_entry(access, tp, key, reason) from None
+    except FrameError as reason:
+        return Damaged(QUEUE.name, tp.partition, None, key.decode(errors="replace"), frame, str(reason))
 
 
-def unreadable_queue_entry(access: Access, tp: TopicPartition, key: bytes, reason: FrameError) -> LogUnusable:
+def unreadable_queue_entry(access: Access, tp: TopicPartition, key: bytes, reason: UnknownVersion) -> LogUnusable:
     return _unreadable_error(access, tp.topic, tp.partition, f"key {key.decode(errors='replace')}", reason)
 
 
-def _unreadable_error(access: Access, topic: str, shard: int, position: str, reason: FrameError) -> LogUnusable:
+def _unreadable_error(access: Access, topic: str, shard: int, position: str, reason: UnknownVersion) -> LogUnusable:
     return LogUnusable(
         f"{access.url}: the record at {topic}, shard {shard}, {position} cannot be read: {reason};"
         " it stays in the topic, and no later record of this shard is processed;"
         ' run "eilpost doctor"'
     )
+
+
+async def read_older_entries(access: Access, tp: TopicPartition, keys: Container[bytes]) -> Mapping[bytes, QueueEntry]:
+    """The last queue entry of each key that can be decoded, if compaction has left one. Raises LogUnavailable."""
+    entries: dict[bytes, QueueEntry] = {}
+    async with open_reader(access, [tp]) as reader:
+        async for records in reader.read_to_end(TIMEOUTS.read_seconds):
+            for record in records:
+                if record.key in keys and record.value is not None:
+                    with suppress(FrameError):
+                        entries[record.key] = decode(record.value, QueueEntry)
+    return entries
+
+
+async def find_last_dispatch(access: Access, partitions: Sequence[TopicPartition], key: bytes) -> Dispatched | None:
+    """The last dispatch of a delivery that is still in the topic, consumed or not. Raises LogUnavailable."""
+    found: Dispatched | None = None
+    async with open_reader(access, partitions) as reader:
+        async for records in reader.read_to_end(TIMEOUTS.read_seconds):
+            for record in records:
+                if record.key == key and record.value is not None:
+                    with suppress(FrameError):
+                        found = decode(record.value, Dispatched)
+    return found
+
+
+@asynccontextmanager
+async def open_reader(access: Access, partitions: Sequence[TopicPartition]) -> AsyncIterator[PartitionReader]:
+    """A reader from the beginning of these partitions. Raises LogUnavailable."""
+    reader = PartitionReader(access, partitions, fetch_wait=timedelta(milliseconds=10))
+    try:
+        await reader.open(dict.fromkeys(partitions))
+        yield reader
+    finally:
+        await reader.close()
 
 
 async def read_compacted(access: Access, tp: TopicPartition, key_prefix: bytes = b"") -> Mapping[bytes, bytes]:
@@ -63,9 +106,7 @@ async def read_compacted_partitions(
     for start in range(0, len(partitions), _PARTITIONS_AT_A_TIME):
         group = partitions[start : start + _PARTITIONS_AT_A_TIME]
         values: dict[TopicPartition, dict[bytes, bytes]] = {tp: {} for tp in group}
-        reader = PartitionReader(access, group, fetch_wait=timedelta(milliseconds=10))
-        try:
-            await reader.open(dict.fromkeys(group))
+        async with open_reader(access, group) as reader:
             async for records in reader.read_to_end(TIMEOUTS.read_seconds):
                 for record in records:
                     key = record.key or b""
@@ -76,7 +117,5 @@ async def read_compacted_partitions(
                         of_partition.pop(key, None)
                     else:
                         of_partition[key] = record.value
-        finally:
-            await reader.close()
         for item in values.items():
             yield item

@@ -15,6 +15,7 @@ import structlog
 from aiokafka import ConsumerRecord
 
 from mail.log import Entry, LogUnavailable, LogUnusable, ShardLost
+from mail.log.damaged import Damaged
 from mail.log.kafka.access import Access
 from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.committed_offset import CommittedOffset, OffsetMetadataError, OffsetTracker
@@ -38,7 +39,7 @@ class KafkaDeliveryShard:
         number: int,
         cluster_info: ClusterInfo,
         *,
-        append: Callable[[Attempted], Awaitable[None]],
+        append: Callable[[Attempted | Damaged], Awaitable[None]],
         on_finished: Callable[[], None],
         may_read: Callable[[], bool],
     ) -> None:
@@ -94,7 +95,7 @@ class KafkaDeliveryShard:
         self._offsets = offsets
         return offsets
 
-    async def read(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched]]:
+    async def read(self, limit: int, wait: timedelta | None = None) -> Sequence[Entry[Dispatched] | Entry[Damaged]]:
         clock = asyncio.get_running_loop().time
         deadline = None if wait is None else clock() + wait.total_seconds()
         arrival_deadline = clock() + TIMEOUTS.delivery_arrival_seconds
@@ -135,9 +136,9 @@ class KafkaDeliveryShard:
 
     def _decode(
         self, offsets: OffsetTracker, records: Sequence[ConsumerRecord[bytes, bytes]]
-    ) -> list[Entry[Dispatched]]:
-        """The unfinished entries. An unreadable record is raised once it is the first."""
-        entries: list[Entry[Dispatched]] = []
+    ) -> list[Entry[Dispatched] | Entry[Damaged]]:
+        """The unfinished entries. A record of a newer version is raised once it is the first."""
+        entries: list[Entry[Dispatched] | Entry[Damaged]] = []
         for record in records:
             if record.value is None or offsets.is_finished(record.offset):
                 continue
@@ -152,7 +153,7 @@ class KafkaDeliveryShard:
             offsets.start(record.offset)
         return entries
 
-    async def finish(self, entry: Entry[Dispatched], attempted: Attempted) -> None:
+    async def finish(self, entry: Entry[Dispatched] | Entry[Damaged], attempted: Attempted | Damaged) -> None:
         if self._closed or self._offsets is None:
             raise ShardLost
         await self._append(attempted)

@@ -14,8 +14,9 @@ from typing import cast
 
 from aiokafka import ConsumerRecord, TopicPartition
 
-from mail.log import Backlog, LogUnavailable, LogUnusable
-from mail.log.codec import FrameError
+from mail.log import UNKNOWN_TIME, Backlog, LogUnavailable, LogUnusable
+from mail.log.codec import UnknownVersion
+from mail.log.damaged import Damaged
 from mail.log.kafka.access import Access, make_access
 from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.committed_offset import CommittedOffset, OffsetMetadataError, OffsetTracker
@@ -53,7 +54,7 @@ class KafkaHistoryReader:
         self._counts = counts
         self._oldest_event = oldest_event
 
-    async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
+    async def history(self, queue_id: QueueId) -> AsyncIterator[Event | Damaged]:
         tp = self._access.partition(EVENTS, shard_of_message(queue_id, self._counts))
         start_time = queue_id_time(queue_id) - CLOCK_SKEW_MAX
         start = await self._cluster_info.offset_for_time(tp, max(0, int(start_time.timestamp() * 1000)))
@@ -61,7 +62,7 @@ class KafkaHistoryReader:
             return
         async for record in self._records_of_key(tp, start, queue_id):
             event = decode_record(self._access, record)
-            if self._oldest_event is None or event.time >= self._oldest_event:
+            if isinstance(event, Damaged) or self._oldest_event is None or event.time >= self._oldest_event:
                 yield event
 
     async def queue_entries(self, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
@@ -69,9 +70,12 @@ class KafkaHistoryReader:
         shards = range(self._counts.by_queue_id) if queue_id is None else (shard_of_message(queue_id, self._counts),)
         for shard in shards:
             async for entry in self.queue_entries_of_shard(shard, queue_id):
-                yield entry
+                if not isinstance(entry, Damaged):
+                    yield entry
 
-    async def queue_entries_of_shard(self, shard: int, queue_id: QueueId | None = None) -> AsyncIterator[QueueEntry]:
+    async def queue_entries_of_shard(
+        self, shard: int, queue_id: QueueId | None = None
+    ) -> AsyncIterator[QueueEntry | Damaged]:
         tp = self._access.partition(QUEUE, shard)
         prefix = b"" if queue_id is None else queue_id.encode()
         for key, frame in (await read_compacted(self._access, tp, prefix)).items():
@@ -84,12 +88,16 @@ class KafkaHistoryReader:
                     await asyncio.sleep(0)
                 try:
                     summary.add(frame)
-                except FrameError as reason:
+                except UnknownVersion as reason:
                     raise unreadable_queue_entry(self._access, tp, key, reason) from None
 
     async def oldest_unconsumed(self) -> datetime | None:
         records = [decode_record(self._access, record) for record in await self.first_unconsumed()]
-        return min((received_time(cast("Accepted", record)) for record in records), default=None)
+        times = (
+            UNKNOWN_TIME if isinstance(record, Damaged) else received_time(cast("Accepted", record))
+            for record in records
+        )
+        return min(times, default=None)
 
     async def first_unconsumed(self) -> Sequence[ConsumerRecord[bytes, bytes]]:
         """The first unconsumed record of each partition that has one."""
@@ -121,7 +129,8 @@ class KafkaHistoryReader:
         tp = self._access.partition(ACCEPTED, shard_of_message(queue_id, self._counts))
         committed = await self._cluster_info.committed_offsets(self._access.group(ACCEPTED.consumer), [tp])
         start = committed[tp].offset if tp in committed else (await self._cluster_info.beginning_offsets([tp]))[tp]
-        return [decode_record(self._access, record) async for record in self._records_of_key(tp, start, queue_id)]
+        records = [decode_record(self._access, record) async for record in self._records_of_key(tp, start, queue_id)]
+        return [record for record in records if not isinstance(record, Damaged)]
 
     async def backlog(self) -> Backlog:
         committed = await self._committed_offsets()
@@ -178,7 +187,7 @@ class HistoryQueries:
     def history_reader(self) -> AbstractAsyncContextManager[KafkaHistoryReader]:
         raise NotImplementedError
 
-    async def history(self, queue_id: QueueId) -> AsyncIterator[Event]:
+    async def history(self, queue_id: QueueId) -> AsyncIterator[Event | Damaged]:
         async with self.history_reader() as reader:
             async for event in reader.history(queue_id):
                 yield event

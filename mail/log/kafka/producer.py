@@ -93,6 +93,10 @@ class Producer:
             self.appended += 1
             self._unrouted += 1
 
+    async def append_frame(self, partition: TopicPartition, key: str, frame: bytes) -> None:
+        """As `append`, for bytes that are no frame."""
+        await self._send(partition, key.encode(), frame)
+
     async def _send(self, partition: TopicPartition, key: bytes, value: bytes | None) -> None:
         producer = self._producer
         if producer is None:

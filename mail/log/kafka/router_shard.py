@@ -8,21 +8,31 @@ of each key. Failures raise LogUnavailable, and `rewind` opens the shard again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from itertools import islice
 
 from aiokafka import ConsumerRecord, TopicPartition
 
-from mail.log import Entry, Input, LogUnavailable, LogUnusable, ShardLost
+from mail.log import Entry, FoundDispatch, Input, LogUnavailable, LogUnusable, ShardLost
+from mail.log.damaged import Damaged
 from mail.log.kafka.access import Access
 from mail.log.kafka.cluster_info import ClusterInfo
-from mail.log.kafka.decode import decode_queue_entry, decode_record, read_compacted
+from mail.log.kafka.decode import (
+    decode_queue_entry,
+    decode_record,
+    find_last_dispatch,
+    read_compacted,
+    read_older_entries,
+)
+from mail.log.kafka.history import KafkaHistoryReader
 from mail.log.kafka.partition_reader import PartitionReader
 from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.kafka.transactional_producer import TransactionalProducer, batch_by_partition
-from mail.log.topics import ACCEPTED, ATTEMPTED, QUEUE, ROUTER, ShardCounts
-from mail.record import QueueEntry, Record
+from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, QUEUE, ROUTER, ShardCounts, shard_of_message
+from mail.message import DeliveryId, QueueId
+from mail.record import Event, QueueEntry, Record
 from mail.tasks import is_set_within
 
 _REPLAY_BATCH = 500
@@ -116,7 +126,23 @@ class KafkaRouterShard:
         self._is_open = self._needs_rewind = False
         await self._open()
 
-    async def replay(self) -> AsyncIterator[Sequence[QueueEntry]]:
+    def owns(self, queue_id: QueueId) -> bool:
+        return shard_of_message(queue_id, self._counts()) == self.number
+
+    async def find_dispatch(self, delivery_id: DeliveryId) -> FoundDispatch:
+        partitions = [self._access.partition(DISPATCHED, number) for number in range(self._counts().of_dispatched)]
+        return FoundDispatch(await find_last_dispatch(self._access, partitions, delivery_id.encode()), is_open=False)
+
+    def history(self, queue_id: QueueId) -> AsyncIterator[Event | Damaged]:
+        return KafkaHistoryReader(self._access, self._cluster_info, self._counts()).history(queue_id)
+
+    async def lost_deliveries(
+        self, active: Collection[DeliveryId], damaged: Sequence[Entry[Damaged]]
+    ) -> Collection[DeliveryId]:
+        keys = {entry.record.key for entry in damaged}  # every record has one
+        return [delivery_id for delivery_id in active if delivery_id in keys]
+
+    async def replay(self) -> AsyncIterator[Sequence[QueueEntry | Damaged]]:
         await self._open()
         if self._has_committed:
             # A commit returns once it cannot fail, but its records are visible only when its markers are written, some
@@ -125,9 +151,20 @@ class KafkaRouterShard:
             self._has_committed = False
         partition = self._access.partition(QUEUE, self.number)
         frames = iter((await read_compacted(self._access, partition)).items())
+        damaged: dict[bytes, Damaged] = {}
         while batch := list(islice(frames, _REPLAY_BATCH)):
-            yield [decode_queue_entry(self._access, partition, key, frame) for key, frame in batch]
+            entries: list[QueueEntry] = []
+            for key, frame in batch:
+                entry = decode_queue_entry(self._access, partition, key, frame)
+                if isinstance(entry, Damaged):
+                    damaged[key] = entry
+                else:
+                    entries.append(entry)
+            yield entries
             await asyncio.sleep(0)
+        if damaged:
+            older = await read_older_entries(self._access, partition, damaged)
+            yield [replace(entry, previous=older.get(key)) for key, entry in damaged.items()]
 
     async def read(self, limit: int, wait: timedelta) -> Sequence[Input]:
         if self.lost.is_set():
@@ -158,7 +195,7 @@ class KafkaRouterShard:
             await is_set_within(self.lost, seconds)
 
     def _decode(self, records: Sequence[ConsumerRecord[bytes, bytes]]) -> list[Input]:
-        """The inputs without probes. An unreadable record is raised once no input precedes it in any topic."""
+        """The inputs without probes. A record of a newer version is raised once no input precedes it in any topic."""
         inputs: list[Input] = []
         unreadable: dict[str, LogUnusable] = {}
         for record in records:

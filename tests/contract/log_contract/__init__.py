@@ -4,6 +4,7 @@ The suite asserts on records only.
 """
 
 from tests.contract.log_contract.commits import CommitTests
+from tests.contract.log_contract.damaged_records import DamagedRecordTests
 from tests.contract.log_contract.harness import Harness as Harness
 from tests.contract.log_contract.ownership import OwnershipTests
 from tests.contract.log_contract.queries import QueryTests
@@ -12,5 +13,7 @@ from tests.contract.log_contract.rebalancing import RebalanceTests
 from tests.contract.log_contract.unreadable_frames import UnreadableFrameTests
 
 
-class LogContract(ReadTests, CommitTests, OwnershipTests, RebalanceTests, QueryTests, UnreadableFrameTests):
+class LogContract(
+    ReadTests, CommitTests, OwnershipTests, RebalanceTests, QueryTests, UnreadableFrameTests, DamagedRecordTests
+):
     """Subclasses provide the fixture `harness`."""

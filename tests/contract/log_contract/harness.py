@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from msgspec.structs import replace
 
-from mail.log import DeliveryShard, Entry, Input, Log, RouterShard
+from mail.log import Damaged, DeliveryShard, Entry, Input, Log, RouterShard
 from mail.log.topics import Topic
 from mail.record import Accepted, Dispatched, Event, QueueEntry, Record
 from mail.settings import LogSettings
@@ -88,19 +88,19 @@ async def read_inputs(shard: RouterShard, count: int, limit: int = 100) -> list[
     return inputs
 
 
-async def read_dispatches(shard: DeliveryShard, count: int) -> list[Entry[Dispatched]]:
-    entries: list[Entry[Dispatched]] = []
+async def read_dispatches(shard: DeliveryShard, count: int) -> list[Entry[Dispatched] | Entry[Damaged]]:
+    entries: list[Entry[Dispatched] | Entry[Damaged]] = []
     while len(entries) < count:
         async with asyncio.timeout(5):
             entries += await shard.read(100)
     return entries
 
 
-async def replay_all(shard: RouterShard) -> list[QueueEntry]:
+async def replay_all(shard: RouterShard) -> list[QueueEntry | Damaged]:
     return [record async for batch in shard.replay() for record in batch]
 
 
-def records_of(entries: Sequence[Input]) -> list[Record]:
+def records_of(entries: Sequence[Input]) -> list[Record | Damaged]:
     return [entry.record for entry in entries]
 
 
@@ -112,7 +112,7 @@ async def eventually_equals(query: Callable[[], Awaitable[T]], expected: T) -> N
     assert result == expected
 
 
-async def events(log: Log, number: int) -> list[Event]:
+async def events(log: Log, number: int) -> list[Event | Damaged]:
     return [event async for event in log.history(queue_id(number))]
 
 
