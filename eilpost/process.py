@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from eilpost import lost_log
 from eilpost.listen import HTTP, INGRESS, POP3, ListenSetting, is_in_use
 from eilpost.maintenance import Maintenance
 from eilpost.tenants import tenant_queues
@@ -149,6 +150,7 @@ async def _run_roles(
             roles = [make_mailstore(process_config, mailboxes=make_mailboxes(process_config), directory=directory)]
             own_support: list[service.Role] = [HttpServer(settings=settings.http, health=health)]
         else:
+            _warn_about_lost_log(process_config)
             log = make_log(process_config, directory)
             await _start(stack, log)
             signals.on_reload(log.reload)
@@ -172,6 +174,21 @@ async def _run_roles(
             support=[*own_support, *support],
             health=health,
             signals=signals,
+        )
+
+
+def _warn_about_lost_log(process_config: ProcessConfig) -> None:
+    """Log that an embedded log is new while the spool has content. (The log itself reports a used directory.)"""
+    log_scheme, _, log_path = process_config.settings.log.url.partition(":")
+    spool_scheme, _, spool_path = process_config.settings.spool.url.partition(":")
+    if log_scheme != "embedded" or spool_scheme != "file":
+        return
+    log, spool = process_config.path(log_path), process_config.path(spool_path)
+    if lost_log.is_missing(log) and not lost_log.was_used(log) and lost_log.has_content(spool):
+        logger.error(
+            "log file is missing or empty, but the spool has mail: queued mail of an earlier log may be missing",
+            path=str(log),
+            advice="stop eilpost; check log.url, or restore the file from a backup",
         )
 
 

@@ -58,7 +58,9 @@ async def _log(process_config: ProcessConfig) -> list[Finding]:
     if scheme == "embedded":
         from eilpost.doctor import embedded
 
-        return await embedded.examine(process_config.path(path), process_config.settings.log)
+        spool_scheme, _, spool_path = process_config.settings.spool.url.partition(":")
+        spool = process_config.path(spool_path) if spool_scheme == "file" else None
+        return await embedded.examine(process_config.path(path), process_config.settings.log, spool)
     return [ok("log", f"{process_config.settings.log.url} is not durable: for tests only")]
 
 

@@ -31,6 +31,7 @@ _SLOW_SECONDS = 0.5
 _RETRY_ADVICE = (
     "run doctor again in 10 s (the cluster detects a dead broker by then); if it still fails, see the brokers' logs"
 )
+_TOPICS_SECONDS = 5.0  # how long the size of the cluster waits for the topics
 _LIMIT_SECONDS = 26.0  # shorter than doctor.LIMIT_SECONDS
 
 
@@ -68,13 +69,15 @@ async def _findings(
     unreached = await unreachable_brokers(access, brokers)
     yield [fail(f"broker {broker.address}", broker.reason, broker.advice) for broker in unreached]
     unreachable = {broker.address for broker in [*brokers, *unreached] if isinstance(broker, Unreachable)}
-    yield version_findings(reached) + size_findings(reached, unreachable, settings)
-    yield certificate_findings(reached, settings) + cleartext_findings(settings)
     tasks = [
         asyncio.create_task(topics_and_groups(make_access(log, name), log, name), name=f"topics of {log.prefix}")
         for name, log in {tenant: settings, **other_tenants}.items()
     ]
     try:
+        done, _ = await asyncio.wait({tasks[0]}, timeout=_TOPICS_SECONDS)
+        is_trial = bool(done) and all(state.replication < REPLICATION_SAFE for state in tasks[0].result()[1].values())
+        yield version_findings(reached) + size_findings(reached, unreachable, settings, is_trial=is_trial)
+        yield certificate_findings(reached, settings) + cleartext_findings(settings)
         for task in tasks:
             yield (await task)[0]
         yield await append_findings(access, (await tasks[0])[1])
@@ -128,8 +131,12 @@ def version_findings(reached: Sequence[Reachable]) -> list[Finding]:
     return [ok("cluster", text)]
 
 
-def size_findings(reached: Sequence[Reachable], unreachable: Set[str], settings: LogSettings) -> list[Finding]:
-    """`unreachable`: addresses to subtract, because brokers list a dead broker for a while."""
+def size_findings(
+    reached: Sequence[Reachable], unreachable: Set[str], settings: LogSettings, *, is_trial: bool
+) -> list[Finding]:
+    """`unreachable`: addresses to subtract, because brokers list a dead broker for a while. `is_trial`: no topic has
+    the replicas that survive the loss of a broker, so that `log.durability = "dev"` gives nothing up.
+    """
     alive_count = max(sum(address not in unreachable for _, address in broker.brokers) for broker in reached)
     is_dev = settings.durability == "dev"
     needed = settings.replication if is_dev else max(settings.replication, REPLICATION_SAFE)
@@ -142,7 +149,7 @@ def size_findings(reached: Sequence[Reachable], unreachable: Set[str], settings:
         risk = ": mail stops if one more fails" if alive_count == IN_SYNC_SAFE else ""
         return [warn("cluster size", text + risk, start)]
     trial = 'or, for a trial: log.durability = "dev" and log.replication = 1'
-    return [fail("cluster size", text, start, trial)]
+    return [fail("cluster size", text, start, *([trial] if is_trial else []))]
 
 
 def certificate_findings(reached: Sequence[Reachable], settings: LogSettings) -> list[Finding]:

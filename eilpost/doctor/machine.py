@@ -63,6 +63,8 @@ def _nearest_existing(path: Path) -> Path:
 def folder_finding(subject: str, path: Path) -> Finding | None:
     """A finding when a directory does not exist yet, or it or its nearest existing parent is not writable."""
     existing = _nearest_existing(path)
+    if not existing.is_dir():
+        return fail(subject, f"{existing} is a file, not a directory", "move the file, or set another directory")
     if not os.access(existing, os.W_OK | os.X_OK):
         return fail(subject, f"{existing} is not writable by this user", "change its owner, or set another directory")
     return ok(subject, f"{path} does not exist yet; it is created at the first start") if existing != path else None

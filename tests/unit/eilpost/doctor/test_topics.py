@@ -206,10 +206,13 @@ def _reached(brokers_alive: int = 3, known: int = 30, in_force: int = 30) -> Rea
 )
 def test_too_few_brokers_are_reported(alive: int, durability: str, replication: int, level: Level) -> None:
     settings = SETTINGS.model_copy(update={"durability": durability, "replication": replication})
-    (finding,) = brokers.size_findings([_reached(alive)], set(), settings)
+    (finding,) = brokers.size_findings([_reached(alive)], set(), settings, is_trial=False)
+    assert not any("durability" in line for line in finding.advice)  # topics have replicas: it would give them up
+    (finding,) = brokers.size_findings([_reached(alive)], set(), settings, is_trial=True)
+    assert any("durability" in line for line in finding.advice) is (level is Level.FAIL)
     assert (finding.level, bool(finding.advice)) == (level, level is not Level.OK)
     missing = {f"h{alive}:9092", "h99:9092"}  # one unreachable broker of the list and one that is not in it
-    (finding,) = brokers.size_findings([_reached(alive + 1)], missing, settings)
+    (finding,) = brokers.size_findings([_reached(alive + 1)], missing, settings, is_trial=False)
     assert finding.level is level
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from eilpost.doctor import unreadable
 from eilpost.doctor.finding import Finding, Level
-from mail.log import LogUnavailable
+from mail.log import Damaged, LogUnavailable
 from mail.log.codec import encode
 from mail.log.kafka.access import make_access
 from mail.log.kafka.decode import decode_queue_entry
@@ -19,7 +19,8 @@ from mail.log.kafka.history import KafkaHistoryReader
 from mail.log.topics import QUEUE
 from mail.record import QueueEntry
 from mail.settings import LogSettings
-from tests.support.builders.records import accepted, frame_of_version, queue_entry
+from router.quarantine import NEVER_DUE, corrupt_entry
+from tests.support.builders.records import NOON, accepted, frame_of_version, queue_entry
 
 ACCESS = make_access(LogSettings(url="kafka://127.0.0.1:9092"))
 
@@ -32,6 +33,7 @@ class FakeConsumerRecord:
     partition: int
     offset: int
     value: bytes
+    key: bytes = b"a-key"
 
 
 class FakeHistoryReader:
@@ -50,7 +52,7 @@ class FakeHistoryReader:
             raise self._first
         return self._first
 
-    async def queue_entries_of_shard(self, shard: int) -> AsyncIterator[QueueEntry]:
+    async def queue_entries_of_shard(self, shard: int) -> AsyncIterator[QueueEntry | Damaged]:
         if shard == self.hangs_at_shard:
             await asyncio.sleep(60)
         yield decode_queue_entry(ACCESS, ACCESS.partition(QUEUE, shard), b"a-key", self._queue[shard])
@@ -104,3 +106,21 @@ async def test_unavailable_brokers_are_a_finding(monkeypatch: pytest.MonkeyPatch
     history_reader.hangs = True
     (findings,) = await look(history_reader)
     assert (findings.level, findings.subject) == (Level.WARN, "records")
+
+
+async def test_damaged_records_are_named_with_what_follows() -> None:
+    entry = encode(queue_entry()) or b""
+    corrupt = corrupt_entry(Damaged("accepted", 0, 1, "", b"x", "no frame"), lambda _: True, NEVER_DUE, NOON)
+    findings = await look(
+        FakeHistoryReader(
+            [FakeConsumerRecord("mail.accepted", 3, 17, (encode(accepted()) or b"")[:-1])],
+            [entry[:-1], encode(corrupt) or b""],
+        ),
+        2,
+    )
+    subjects = ["shard 3 of mail.accepted", "shard 0 of mail.queue", "quarantine"]
+    assert [finding.subject for finding in findings] == subjects
+    assert [finding.level for finding in findings] == [Level.FAIL, Level.FAIL, Level.WARN]
+    assert "mail.accepted, shard 3, offset 17 is damaged: it should have" in findings[0].text
+    assert "mail.queue, shard 0, key a-key is damaged" in findings[1].text
+    assert findings[2].text == "damaged records in quarantine: 1"
