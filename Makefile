@@ -9,7 +9,7 @@ RUN_STAMP := $(VENV)/.run
 DEV_STAMP := $(VENV)/.set-up
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run cluster kafka test test-fast test-kafka test-faults test-cluster test-journeys check format bench faults fuzz docs dashboards pictures man lock clean
+.PHONY: help setup run cluster kafka test test-fast test-kafka test-faults test-cluster test-journeys check format bench faults fuzz soak docs dashboards pictures man lock clean
 
 help: ## show this list
 	@echo "usage: make TARGET"
@@ -78,7 +78,7 @@ test-cluster: setup ## run the tests on Kubernetes, Helm and Docker; needs root,
 OTHERS := kafka or kafka_cluster or kubernetes or helm or docker
 
 test-journeys: setup ## run the rest: journeys, monitoring, and the slow units and contract suites
-	$(BIN)/pytest tests/journeys tests/monitoring tests/fuzz -m "not ($(OTHERS))"
+	$(BIN)/pytest tests/journeys tests/monitoring tests/fuzz tests/soak -m "not ($(OTHERS))"
 	$(BIN)/pytest tests/unit tests/contract -m "($(REAL) or fault or slow) and not ($(OTHERS))"
 
 check: setup ## check format, lint, types and layers
@@ -97,6 +97,9 @@ bench: setup ## measure against Postfix, write docs/reports/performance.md
 
 faults: setup ## prove under faults that no message is lost; takes over an hour
 	$(BIN)/python -m tests.faults
+
+soak: setup ## relay mail for an hour while a server is killed every minute; writes docs/reports/soak.md
+	$(BIN)/python -m tests.soak
 
 fuzz: setup ## give the parsers random input for an hour
 	$(BIN)/python -m tests.fuzz

@@ -24,7 +24,7 @@ from mail.settings_file import variable_name
 from mail.settings_section import SettingsError
 from mail.signals import EXIT_INTERRUPTED, Signals
 from mail.spool import SpoolUnavailable
-from mail.telemetry.runtime import DRAINING, LOOP_LAG
+from mail.telemetry.runtime import DRAINING, LOOP_LAG, LOOP_TASKS
 
 logger = structlog.get_logger()
 
@@ -81,12 +81,13 @@ class Health:
         return time.monotonic() - self._last_heartbeat < _STALLED_SECONDS
 
     async def measure_loop_lag(self) -> None:
-        """Measure the lag of the event loop until cancelled."""
+        """Measure the lag of the event loop and count its tasks until cancelled."""
         while True:
             due = time.monotonic() + _HEARTBEAT_SECONDS
             await asyncio.sleep(_HEARTBEAT_SECONDS)
             self._last_heartbeat = time.monotonic()
             LOOP_LAG.observe(max(0.0, self._last_heartbeat - due))
+            LOOP_TASKS.set(len(asyncio.all_tasks()))
 
 
 async def run_roles(

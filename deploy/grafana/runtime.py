@@ -110,6 +110,9 @@ _RESOURCES = (
         {"{{role}}": f"max by (role) ({_series('process_open_fds')} / {_series('process_max_fds')})"},
         SHARE,
     ).description("Share of the open files that a process may have, the highest of each role."),
+    lines(
+        25, "Tasks of the event loop", by_process(total("event_loop_tasks", PROCESS, selected=BY_ROLE)), COUNT
+    ).description("Sessions, deliveries and background work, by process."),
     lines(24, "Log lines dropped", by_process(rate("log_lines_dropped_total", PROCESS, selected=BY_ROLE))).description(
         "Lines that could not be written, by process: nobody reads them, or the disk is full."
     ),

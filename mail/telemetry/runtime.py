@@ -23,6 +23,9 @@ LOG_LINES_DROPPED = _process.counter(
     "Total number of log lines that could not be written: nobody reads them, or the disk is full.",
 )
 LOOP_LAG = _process.histogram("event_loop_lag_seconds", "Delay of timers of the event loop, in seconds.")
+LOOP_TASKS = _process.gauge(
+    "event_loop_tasks", "Number of tasks of the event loop: sessions, deliveries and background work."
+)
 CERTIFICATE_EXPIRY = _process.gauge(
     "certificate_expiry_timestamp_seconds",
     "Unix timestamp of the expiry of the loaded certificate, in seconds. Absent if no certificate is loaded.",

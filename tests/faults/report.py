@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from deploy.kafka import jars
+from eilpost import __version__
 from tests.support.faults.cases import CaseResult
 from tests.support.faults.faults import FAULTS, RARE_FAULTS
 
@@ -82,7 +83,7 @@ def _circumstances(figures: Figures, now: datetime) -> list[str]:
     ).stdout.strip()
     return [
         f"Run of {now:%Y-%m-%d %H:%M} UTC, {figures.seconds / 60:.0f} minutes: {figures.messages} messages per case,"
-        f" {figures.per_second:.0f} a second. eilpost {version('eilpost')} at {commit}, Apache Kafka {jars.VERSION},"
+        f" {figures.per_second:.0f} a second. eilpost {__version__} at {commit}, Apache Kafka {jars.VERSION},"
         f" aiokafka {version('aiokafka')}, Python {platform.python_version()}, {os.cpu_count()} cores for everything.",
         "",
         f"**{figures.cases} cases: {len(figures.accounts)} passed, {len(figures.failures)} failed;"
