@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -12,60 +11,21 @@ from hypothesis import strategies as st
 from mailstore.mailboxes import StoredMessage
 from mailstore.pop3 import command as commands
 from mailstore.pop3.command import LineReader, LineTooLong, parse
-from mailstore.pop3.session import Action, Close, LogIn, LoginFailure, Send, SendMessage, Session, Update
+from mailstore.pop3.session import Close, LogIn, LoginFailure, Send, SendMessage, Session, Update
 from mailstore.pop3.transfer import MultiLineResponse
-
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-MESSAGES = [StoredMessage("A-0", 120, NOW), StoredMessage("B-0", 200, NOW, seen=True), StoredMessage("C-0", 30, NOW)]
-
-
-class Driver:
-    """Executes the session's actions as the server does, and records them."""
-
-    def __init__(self, session: Session | None = None, denied: LoginFailure | None = None) -> None:
-        self.session = session or Session(clear_text_allowed=True)
-        self.failure = denied
-        self.actions: list[Action] = []
-        self.end: str | None = None
-        self._output = bytearray()
-
-    def send(self, line: bytes | LineTooLong) -> bytes:
-        self._output.clear()
-        self._execute(self.session.receive(line))
-        return bytes(self._output)
-
-    def _execute(self, actions: object) -> None:
-        for action in actions:  # type: ignore[attr-defined]
-            match action:
-                case Send(data):
-                    self._output += data
-                case LogIn():
-                    self.actions.append(action)
-                    follow = (
-                        self.session.log_in_failed(self.failure) if self.failure else self.session.logged_in(MESSAGES)
-                    )
-                    self._execute(follow)
-                case SendMessage(number):
-                    self.actions.append(action)
-                    if action.top_lines is None:
-                        self.session.message_sent(number)
-                case Update():
-                    self.actions.append(action)
-                    self._execute(self.session.updated(done=True))
-                case Close(end):
-                    self.end = end
+from tests.support.clients.pop3_driver import MESSAGES, NOW, Pop3Driver
 
 
 @pytest.fixture
-def logged_in_driver() -> Driver:
-    driver = Driver()
+def logged_in_driver() -> Pop3Driver:
+    driver = Pop3Driver()
     driver.send(b"USER alice@example.test")
     assert driver.send(b"PASS secret") == b"+OK 3 messages (350 octets)\r\n"
     driver.actions.clear()
     return driver
 
 
-def test_a_whole_session(logged_in_driver: Driver) -> None:
+def test_a_whole_session(logged_in_driver: Pop3Driver) -> None:
     assert logged_in_driver.send(b"STAT") == b"+OK 3 350\r\n"
     assert logged_in_driver.send(b"LIST") == b"+OK\r\n1 120\r\n2 200\r\n3 30\r\n.\r\n"
     assert logged_in_driver.send(b"uidl") == b"+OK\r\n1 A-0\r\n2 B-0\r\n3 C-0\r\n.\r\n"
@@ -89,7 +49,7 @@ def test_a_whole_session(logged_in_driver: Driver) -> None:
     assert logged_in_driver.end == "quit"
 
 
-def test_rset_clears_deletion_marks(logged_in_driver: Driver) -> None:
+def test_rset_clears_deletion_marks(logged_in_driver: Pop3Driver) -> None:
     logged_in_driver.send(b"DELE 1")
     logged_in_driver.send(b"DELE 3")
     assert logged_in_driver.send(b"RSET") == b"+OK 3 messages\r\n"
@@ -101,7 +61,7 @@ def test_rset_clears_deletion_marks(logged_in_driver: Driver) -> None:
 @pytest.mark.parametrize(
     "line", [b"RETR 0", b"RETR 4", b"DELE 99", b"TOP 4 1", b"LIST 0", b"UIDL 4", b"RETR 9999999999"]
 )
-def test_unknown_message_number_is_an_error(logged_in_driver: Driver, line: bytes) -> None:
+def test_unknown_message_number_is_an_error(logged_in_driver: Pop3Driver, line: bytes) -> None:
     assert logged_in_driver.send(line) == b"-ERR no such message\r\n"
     assert logged_in_driver.actions == []
 
@@ -114,7 +74,7 @@ def test_unknown_message_number_is_an_error(logged_in_driver: Driver, line: byte
         b"APOP alice 0123", b"STLS", "RETR ٣".encode(), b"RETR\t1",
     ],
 )  # fmt: skip
-def test_invalid_command_is_an_error(logged_in_driver: Driver, line: bytes) -> None:
+def test_invalid_command_is_an_error(logged_in_driver: Pop3Driver, line: bytes) -> None:
     reply = logged_in_driver.send(line)
     assert reply.startswith(b"-ERR ")
     assert reply.count(b"\r\n") == 1
@@ -123,19 +83,19 @@ def test_invalid_command_is_an_error(logged_in_driver: Driver, line: bytes) -> N
 
 @pytest.mark.parametrize("line", [b"STAT", b"LIST", b"RETR 1", b"DELE 1", b"NOOP", b"RSET", b"TOP 1 1", b"UIDL"])
 def test_mailbox_commands_need_a_login(line: bytes) -> None:
-    driver = Driver()
+    driver = Pop3Driver()
     assert driver.send(line).startswith(b"-ERR")
     assert driver.actions == []
 
 
 @pytest.mark.parametrize("line", [b"USER bob", b"PASS x", b"AUTH PLAIN AGEAYg=="])
-def test_second_login_is_refused(logged_in_driver: Driver, line: bytes) -> None:
+def test_second_login_is_refused(logged_in_driver: Pop3Driver, line: bytes) -> None:
     assert logged_in_driver.send(line) == b"-ERR command not valid in this state\r\n"
     assert logged_in_driver.actions == []
 
 
 def test_pass_needs_user_and_uses_the_whole_line() -> None:
-    driver = Driver(denied=LoginFailure.INVALID_CREDENTIALS)
+    driver = Pop3Driver(denied=LoginFailure.INVALID_CREDENTIALS)
     assert driver.send(b"PASS x") == b"-ERR send USER first\r\n"
     driver.send(b"USER alice")
     driver.send("PASS  two  blanks, ü ".encode())
@@ -144,7 +104,7 @@ def test_pass_needs_user_and_uses_the_whole_line() -> None:
 
 
 def test_three_wrong_passwords_end_the_session_and_other_failures_do_not() -> None:
-    driver = Driver(denied=LoginFailure.INVALID_CREDENTIALS)
+    driver = Pop3Driver(denied=LoginFailure.INVALID_CREDENTIALS)
     answers = []
     for _ in range(3):
         driver.send(b"USER alice")
@@ -152,7 +112,7 @@ def test_three_wrong_passwords_end_the_session_and_other_failures_do_not() -> No
     assert answers == [b"-ERR [AUTH] wrong user or password\r\n"] * 3
     assert driver.end == "auth_failed"
     for denied, code in ((LoginFailure.UNAVAILABLE, b"-ERR [SYS/TEMP]"), (LoginFailure.IN_USE, b"-ERR [IN-USE]")):
-        driver = Driver(denied=denied)
+        driver = Pop3Driver(denied=denied)
         for _ in range(5):
             driver.send(b"USER alice")
             assert driver.send(b"PASS right").startswith(code)
@@ -160,7 +120,7 @@ def test_three_wrong_passwords_end_the_session_and_other_failures_do_not() -> No
 
 
 def test_password_is_refused_without_clear_text_allowed() -> None:
-    driver = Driver(Session(clear_text_allowed=False))
+    driver = Pop3Driver(Session(clear_text_allowed=False))
     for line in (b"USER alice", b"PASS secret", b"AUTH PLAIN AGEAYg==", b"AUTH PLAIN"):
         assert driver.send(line).startswith(b"-ERR [AUTH] "), line
     capabilities = driver.send(b"CAPA")
@@ -171,7 +131,7 @@ def test_password_is_refused_without_clear_text_allowed() -> None:
 
 
 def test_capabilities() -> None:
-    lines = Driver().send(b"CAPA").split(b"\r\n")
+    lines = Pop3Driver().send(b"CAPA").split(b"\r\n")
     assert lines[0].startswith(b"+OK")
     assert lines[-2:] == [b".", b""]
     assert set(lines[1:-2]) == {
@@ -186,14 +146,14 @@ def b64(identity: bytes, login: bytes, password: bytes) -> bytes:
 
 def test_sasl_plain() -> None:
     for first in (b"AUTH PLAIN " + b64(b"", b"alice", b"s p"), b"auth plain " + b64(b"alice", b"alice", b"s p")):
-        driver = Driver()
+        driver = Pop3Driver()
         assert driver.send(first).startswith(b"+OK 3")
         assert driver.actions == [LogIn("alice", "s p")]
-    driver = Driver()
+    driver = Pop3Driver()
     assert driver.send(b"AUTH PLAIN") == b"+ \r\n"
     assert driver.session.line_limit > 1000
     assert driver.send(b64(b"", b"alice", b"x" * 500)).startswith(b"+OK 3")
-    driver = Driver()
+    driver = Pop3Driver()
     for response in (
         b"*",
         b"",
@@ -212,7 +172,7 @@ def test_sasl_plain() -> None:
 
 
 def test_twenty_errors_end_the_session() -> None:
-    driver = Driver()
+    driver = Pop3Driver()
     for _ in range(20):
         assert driver.end is None
         driver.send(b"GET / HTTP/1.1")
@@ -222,7 +182,7 @@ def test_twenty_errors_end_the_session() -> None:
 @pytest.mark.parametrize("line", [b"CAPA", b"USER alice", b"AUTH"])
 def test_too_many_commands_before_login_end_the_session(line: bytes) -> None:
     for allowed in (True, False):
-        driver = Driver(Session(clear_text_allowed=allowed))
+        driver = Pop3Driver(Session(clear_text_allowed=allowed))
         for _ in range(100):
             driver.send(line)
             assert driver.end is None
@@ -230,7 +190,7 @@ def test_too_many_commands_before_login_end_the_session(line: bytes) -> None:
         assert driver.end == "too_many_errors"
 
 
-def test_commands_after_login_are_not_limited(logged_in_driver: Driver) -> None:
+def test_commands_after_login_are_not_limited(logged_in_driver: Pop3Driver) -> None:
     for _ in range(300):
         logged_in_driver.send(b"NOOP")
     assert logged_in_driver.end is None
