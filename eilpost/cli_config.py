@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from eilpost.cli_help import examples
 from eilpost.terminal import ConfigOption, JsonOption, command_group, print_json, print_message
-
-if TYPE_CHECKING:
-    from typing import Any
 
 config_app = command_group("Show and check the configuration.")
 
@@ -33,15 +30,8 @@ def config_show(
         else:
             print(settings_text.default_toml(), end="")  # noqa: T201
         return
-    settings = list(configuration.effective_settings(config))
-    if json:
-        tables: dict[str, dict[str, Any]] = {}
-        for setting in settings:
-            tables.setdefault(setting.section, {})[setting.key] = {"value": setting.value, "source": setting.source}
-        print_json(tables)
-        return
-    for line in configuration.as_toml(iter(settings)):
-        print(line)  # noqa: T201
+    settings = configuration.effective_settings(config)
+    print_json(settings) if json else print(configuration.as_toml(settings))  # noqa: T201
 
 
 @config_app.command("check", epilog=examples("eilpost config check --config /etc/eilpost/eilpost.toml"))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from eilpost.terminal import print_message
 from eilpost.wiring import ProcessConfig
 from mail.masking import without_url_password
 from mail.settings import dump
-from mail.settings_file import ENVIRONMENT_PREFIX, is_setting, load
+from mail.settings_file import is_setting, load, variable_name
 from mail.settings_section import SettingsError
 
 CONFIG_VARIABLE = "EILPOST_CONFIG"
@@ -63,35 +62,29 @@ def load_process_config(explicit_path: Path | None) -> ProcessConfig:
     return ProcessConfig(settings, path.parent if path is not None else Path())
 
 
-@dataclass(frozen=True, slots=True)
-class Setting:
-    section: str
-    key: str
-    value: Any
-    source: str  # "default", or the name of the file or variable
-
-
-def effective_settings(explicit_path: Path | None) -> Iterator[Setting]:
-    """Every key with its effective value and source."""
+def effective_settings(explicit_path: Path | None) -> dict[str, dict[str, dict[str, Any]]]:
+    """The value and the source of every key, by section: "default", or the name of the file or variable."""
     path = find(explicit_path)
     settings = load(path)
     in_file = tomllib.loads(path.read_text(encoding="utf-8-sig")) if path is not None else {}
     variables = {name.upper(): name for name in os.environ if is_setting(name)}
-    for section, keys in dump(settings).items():
-        for key, value in keys.items():
-            variable = variables.get(f"{ENVIRONMENT_PREFIX}{section}__{key}".upper())
-            source = variable or (str(path) if key in in_file.get(section, {}) else "default")
-            yield Setting(section, key, value, source)
+
+    def source(section: str, key: str) -> str:
+        variable = variables.get(variable_name(f"{section}.{key}"))
+        return variable or (str(path) if key in in_file.get(section, {}) else "default")
+
+    return {
+        section: {key: {"value": value, "source": source(section, key)} for key, value in keys.items()}
+        for section, keys in dump(settings).items()
+    }
 
 
-def as_toml(settings: Iterator[Setting]) -> Iterator[str]:
+def as_toml(tables: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
     """The effective settings as valid TOML, each with its source as a comment."""
-    section = None
-    for setting in settings:
-        if setting.section != section:
-            if section is not None:
-                yield ""
-            section = setting.section
-            yield f"[{section}]"
-        value = json.dumps(setting.value, ensure_ascii=False)
-        yield f"{setting.key} = {value}" + ("" if setting.source == "default" else f"  # {setting.source}")
+    lines: list[str] = []
+    for section, keys in tables.items():
+        lines += ["", f"[{section}]"] if lines else [f"[{section}]"]
+        for key, setting in keys.items():
+            value, source = json.dumps(setting["value"], ensure_ascii=False), setting["source"]
+            lines.append(f"{key} = {value}" + ("" if source == "default" else f"  # {source}"))
+    return "\n".join(lines)

@@ -10,8 +10,9 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, get_origin
 
 from pydantic import BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
@@ -306,11 +307,11 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
             yield f"{name(section, key)}: found {MASK}, which is a masked secret; the secret itself is expected"
     if not settings.router.retry_delays:
         yield f'{name("router", "retry_delays")}: found an empty list; at least one time is expected, like ["5m"]'
-    for section, key in _TIMES:
-        value = getattr(getattr(settings, section), key)
-        for time in value if isinstance(value, list) else [value]:
-            if time.total_seconds() <= 0:
-                yield f'{name(section, key)}: found "{format_duration(time)}"; more than 0s is expected'
+    for section, table in settings:
+        for key, value in table:
+            for time in value if isinstance(value, list) else [value]:
+                if time == timedelta(0) and (section, key) != ("node", "drain_timeout"):  # a drain of 0s is allowed
+                    yield f'{name(section, key)}: found "0s"; more than 0s is expected'
     if settings.spool.retention <= settings.router.queue_lifetime:
         found, lifetime = format_duration(settings.spool.retention), format_duration(settings.router.queue_lifetime)
         yield (
@@ -347,20 +348,6 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
             "size could never be accepted; increase ingress.max_in_flight_bytes"
         )
 
-
-def _is_time(field: FieldInfo) -> bool:
-    """Whether the field is a duration or a list of durations."""
-    of_elements = [part for element in get_args(field.annotation) for part in getattr(element, "__metadata__", ())]
-    parts = (*field.metadata, *of_elements)
-    return any(isinstance(part, BeforeValidator) and part.func is parse_duration for part in parts)
-
-
-_TIMES = [
-    (section, key)
-    for section, table in _SECTIONS.items()
-    for key, field in table.model_fields.items()
-    if _is_time(field) and (section, key) != ("node", "drain_timeout")  # a drain of 0s is allowed
-]
 
 _SECRETS = [
     (section, key)

@@ -115,7 +115,8 @@ def test_byte_order_mark_at_the_start_is_ignored(tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     file.write_text('[node]\nhostname = "mx.example.test"\n', encoding="utf-8-sig")
     assert load(file, {}).node.hostname == "mx.example.test"
-    sources = {(setting.section, setting.key): setting.source for setting in effective_settings(file)}
+    tables = effective_settings(file)
+    sources = {(section, key): one["source"] for section, keys in tables.items() for key, one in keys.items()}
     assert sources["node", "hostname"] == str(file)
     file.write_text('[domains."example.test"]\n', encoding="utf-8-sig")
     assert list(load_directory(file)[0].domains) == ["example.test"]
