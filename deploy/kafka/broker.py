@@ -21,8 +21,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from deploy.kafka import jars
-from deploy.kafka.archive import prepare
-from deploy.kafka.cluster import Cluster
+from deploy.kafka.cluster import Cluster, prepare_jars
 from deploy.kafka.jars import BrokerError
 from deploy.kafka.metadata import live_brokers
 
@@ -51,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             case "up":
                 _up(options.nodes, options.dir, options.port, secure=options.secure)
             case "fetch":
-                _print_line(str(prepare()))
+                _print_line(str(prepare_jars()))
             case command:
                 state = _running(options.dir)
                 if state is None:
@@ -75,7 +74,7 @@ def _up(nodes: int, directory: Path, port: int, *, secure: bool) -> None:
             _print_line(f"Fetching Kafka {jars.VERSION} (once, about 45 MB) ...")
         nodes_text = "1 node" if nodes == 1 else f"{nodes} nodes"
         _print_line(f"Starting Kafka {jars.VERSION}, {nodes_text} ...")
-        prepare()
+        prepare_jars()
         cluster = Cluster(nodes, directory, base_port=port, secure=secure)
         started = time.monotonic()
         cluster.start()
@@ -89,8 +88,8 @@ def _up(nodes: int, directory: Path, port: int, *, secure: bool) -> None:
             _print_line('        and: log.durability = "dev", because one broker stores one copy')
         _print_line(f"For tests:   EILPOST_TEST_KAFKA={cluster.bootstrap}")
         if cluster.credentials is not None:
-            _print_line(f"Secure:      {cluster.secure_bootstrap} (SASL_SSL; PLAIN or SCRAM-SHA-256)")
-            _print_line(f"             {cluster.tls_bootstrap} (TLS only), {cluster.login_bootstrap} (SASL only)")
+            _print_line(f"Secure:      {cluster.addresses('secure')} (SASL_SSL; PLAIN or SCRAM-SHA-256)")
+            _print_line(f"             {cluster.addresses('tls')} (TLS only), {cluster.addresses('login')} (SASL only)")
             _print_line(f"             user {cluster.credentials.user}, password in {directory / 'secure/password'}")
             _print_line(f"             authority {cluster.credentials.ca}")
         _print_line(

@@ -6,14 +6,20 @@ it, and a folder's data stays for the next start.
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import fcntl
+import json
 import random
+import secrets
 import socket
+import subprocess
+import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from deploy.kafka import jars
-from deploy.kafka.format import format_nodes
 from deploy.kafka.jars import BrokerError
 from deploy.kafka.metadata import live_brokers
 from deploy.kafka.node import Node
@@ -38,7 +44,7 @@ class Cluster:
     Ports: `base_port`, `base_port + 1`, ... for clients (controllers 100 above, secured listeners 200, 300 and 400
     above), or free ones. `settings` override every server.properties. `secure` adds listeners with TLS and SASL, with
     TLS only and with SASL only; see `credentials` after the start. `optimized` uses Java's optimizing compiler, for
-    measurements: the start takes seconds longer. `archive` is for `archive.py`.
+    measurements: the start takes seconds longer. `archive` is for `prepare_jars`.
     """
 
     def __init__(
@@ -71,22 +77,12 @@ class Cluster:
     @property
     def bootstrap(self) -> str:
         """Client addresses: "127.0.0.1:9092,127.0.0.1:9093,..."."""
-        return _addresses(ports.client for ports in self._ports)
+        return self.addresses("client")
 
-    @property
-    def secure_bootstrap(self) -> str:
-        """Addresses of the listeners with TLS and SASL."""
-        return _addresses(ports.secure for ports in self._ports)
-
-    @property
-    def tls_bootstrap(self) -> str:
-        """Addresses of the listeners with TLS only."""
-        return _addresses(ports.tls for ports in self._ports)
-
-    @property
-    def login_bootstrap(self) -> str:
-        """Addresses of the listeners with SASL only."""
-        return _addresses(ports.login for ports in self._ports)
+    def addresses(self, listener: str) -> str:
+        """The addresses of a listener: "client", "secure" (TLS and SASL), "tls" (TLS only), "login" (SASL only)."""
+        ports = (getattr(each, listener) for each in self._ports)
+        return ",".join(f"{HOST}:{port}" for port in ports if port is not None)
 
     def node(self, number: int) -> Node:
         """Node `number`, from 1, which is also its broker id."""
@@ -180,11 +176,11 @@ class Cluster:
             path = node.folder / "server.properties"
             path.touch(mode=0o600)
             path.write_text(properties)
-        format_nodes(self.directory, self.nodes, self.credentials)
+        _format_nodes(self.directory, self.nodes, self.credentials)
 
     def _check_ports(self) -> None:
         for node, ports in zip(self.nodes, self._ports, strict=True):
-            for port in (ports.client, ports.controller, ports.secure, ports.tls, ports.login):
+            for port in ports:
                 if port is not None and not node.running() and _is_port_taken(port):
                     raise _PortTakenError(f"another process listens on {HOST}:{port}, which node {node.number} needs")
 
@@ -196,10 +192,6 @@ class Cluster:
             raise _PortTakenError(f"another process listens on a port of node {node.number}: {self.bootstrap}")
         state = "does not serve" if node.running() else "exited"
         raise BrokerError(f"node {node.number} {state}; {node.log_path} ends: {log[-1500:].strip()}")
-
-
-def _addresses(ports: Iterable[int | None]) -> str:
-    return ",".join(f"{HOST}:{port}" for port in ports if port is not None)
 
 
 def _is_port_taken(port: int) -> bool:
@@ -219,3 +211,82 @@ def _ports(nodes: int, base: int | None, *, secure: bool) -> list[Ports]:
         if not _is_port_taken(port):
             free.add(port)
     return [Ports(*(free.pop() for _ in range(5 if secure else 2))) for _ in range(nodes)]
+
+
+def _format_nodes(folder: Path, nodes: Sequence[Node], credentials: ClientCredentials | None) -> None:
+    """Format the data folders that are not formatted yet, by Kafka's StorageTool. Raises BrokerError."""
+    cluster_id = _cluster_id(folder, nodes=len(nodes), secure=credentials is not None)
+    users: list[str] = []
+    if credentials is not None:
+        for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
+            users += ["--add-scram", f"{mechanism}=[name={credentials.user},password={credentials.password}]"]
+    started = [
+        subprocess.Popen(
+            node.java(
+                "kafka.tools.StorageTool",
+                *("format", "--cluster-id", cluster_id, "--config", str(node.folder / "server.properties"), *users),
+            ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in nodes
+        if not (node.data / "meta.properties").exists()
+    ]
+    results = [(process.communicate()[0], process.returncode) for process in started]
+    for text, status in results:
+        if status != 0:
+            raise BrokerError(f"Kafka's StorageTool: {text.strip()[-1500:]}")
+
+
+def _cluster_id(folder: Path, *, nodes: int, secure: bool) -> str:
+    """The id in the folder, which also records the number of nodes and whether it is secured. Other values of a start
+    are refused.
+    """
+    path = folder / "cluster.json"
+    if path.exists():
+        saved = json.loads(path.read_text())
+        if (saved["nodes"], saved["secure"]) != (nodes, secure):
+            raise BrokerError(
+                f"{folder} was created with nodes: {saved['nodes']}, secure: {saved['secure']}. "
+                "Start it with these values, delete it, or use another folder"
+            )
+        return str(saved["id"])
+    # Kafka's form of a UUID; its tools parse one that begins with a dash as an option.
+    cluster_id = "-"
+    while cluster_id.startswith("-"):
+        cluster_id = base64.urlsafe_b64encode(secrets.token_bytes(16)).rstrip(b"=").decode()
+    path.write_text(json.dumps({"id": cluster_id, "nodes": nodes, "secure": secure}))
+    return cluster_id
+
+
+def prepare_jars() -> Path:
+    """Fetch the jars and create Java's class archive (AppCDS), if missing; returns their folder. Raises BrokerError.
+
+    The archive halves the start time of a node; a broker also starts without it. It takes some seconds, once per set of
+    jars and Java version: one broker is started and stopped.
+    """
+    folder = jars.fetch()
+    archive = jars.archive_path()
+    if archive.exists():
+        return folder
+    with folder.with_name(folder.name + ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not archive.exists():
+            _create_archive(archive)
+    return folder
+
+
+def _create_archive(archive: Path) -> None:
+    part = archive.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix="eilpost-kafka-") as data:
+        cluster = Cluster(1, Path(data), archive=[f"-XX:ArchiveClassesAtExit={part}"])
+        try:
+            cluster.start()
+        finally:
+            # Java writes the archive when the broker exits, which takes longer.
+            cluster.stop(timeout_seconds=60)
+    with contextlib.suppress(FileNotFoundError):
+        part.rename(archive)

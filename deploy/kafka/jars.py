@@ -40,7 +40,7 @@ def are_fetched() -> bool:
 
 
 def archive_path() -> Path:
-    """Path of the class archive for these jars and this Java, which `archive.py` creates.
+    """Path of the class archive for these jars and this Java, which `prepare_jars` of cluster.py creates.
 
     Java ignores an archive that does not match.
     """

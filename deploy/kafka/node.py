@@ -115,11 +115,6 @@ class Node:
         """SIGCONT: the process continues."""
         self._send(signal.SIGCONT)
 
-    def memory_bytes(self) -> int:
-        """Resident memory, on Linux."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
-
     def _send(self, number: signal.Signals) -> None:
         if self.running():
             with contextlib.suppress(ProcessLookupError):

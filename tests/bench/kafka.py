@@ -83,7 +83,7 @@ class KafkaServer(Server):
         return brokers + sum(machine.cpu_seconds(box.pid) for box in self._boxes if box.is_running)
 
     def resident_bytes(self) -> int:
-        brokers = sum(node.memory_bytes() for node in self._cluster.nodes)
+        brokers = sum(machine.resident_bytes(node.pid) for node in self._cluster.nodes)
         return brokers + sum(machine.resident_bytes(box.pid) for box in self._boxes if box.is_running)
 
     def run_only(self, *, routers: int, deliveries: int) -> None:

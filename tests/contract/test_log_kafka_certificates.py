@@ -50,12 +50,14 @@ async def test_new_connections_use_the_renewed_certificate(
     ends = datetime.now(UTC) + lifetime
     section = secured_log(
         strict_node,
-        url=f"kafka://{strict_node.tls_bootstrap}",
+        url=f"kafka://{strict_node.addresses('tls')}",
         tls_cert=str(mount.certificate),
         tls_key=str(mount.key),
         **dict.fromkeys(("sasl_mechanism", "sasl_username", "sasl_password"), ""),
     )
-    settings = settings_on(strict_node.tls_bootstrap, LogSettings.model_validate(section), shards=1, delivery_shards=1)
+    settings = settings_on(
+        strict_node.addresses("tls"), LogSettings.model_validate(section), shards=1, delivery_shards=1
+    )
     async with running(settings) as log:
         await log.append(samples.accepted(1))
         with capture_logs() as lines:

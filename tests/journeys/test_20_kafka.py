@@ -110,7 +110,7 @@ async def test_secured_listener_needs_tls_and_a_login(secured_node: Cluster, mec
     trusting = ssl.create_default_context(cafile=str(secured.ca))
     trusting.load_cert_chain(secured.client_certificate, secured.client_key)
     client = {
-        "bootstrap_servers": secured_node.secure_bootstrap,
+        "bootstrap_servers": secured_node.addresses("secure"),
         "security_protocol": "SASL_SSL",
         "ssl_context": trusting,
         "sasl_mechanism": mechanism,

@@ -144,7 +144,7 @@ async def test_log_over_tls_with_sasl_stores_and_returns_records(secured_node: C
         "tls_key": str(secured_node.credentials.client_key),
     }
     shown = LogSettings.model_validate(secured_log(secured_node, sasl_mechanism=mechanism, **certificate))
-    settings = settings_on(secured_node.secure_bootstrap, shown, shards=1, delivery_shards=1)
+    settings = settings_on(secured_node.addresses("secure"), shown, shards=1, delivery_shards=1)
     event = samples.event(time=datetime.now(UTC))
     async with running(settings) as log:
         await log.append(samples.accepted())
@@ -159,10 +159,10 @@ async def test_log_over_tls_with_sasl_stores_and_returns_records(secured_node: C
 @pytest.mark.parametrize("how", ["tls", "login"])
 async def test_log_with_tls_only_or_sasl_only_stores_and_returns_a_message(secured_node: Cluster, how: str) -> None:
     changes: dict[str, Any] = {"sasl_mechanism": "", "sasl_username": "", "sasl_password": ""}
-    where = secured_node.tls_bootstrap
+    where = secured_node.addresses("tls")
     if how == "login":
         changes = {"tls": False, "tls_ca": "", "sasl_mechanism": "SCRAM-SHA-512"}
-        where = secured_node.login_bootstrap
+        where = secured_node.addresses("login")
     section = secured_log(secured_node, url=f"kafka://{where}", **changes)
     settings = settings_on(where, LogSettings.model_validate(section), shards=1, delivery_shards=1)
     async with running(settings) as log:

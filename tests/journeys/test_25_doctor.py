@@ -293,7 +293,7 @@ def test_doctor_works_on_a_secured_cluster(run: Run, secured_node: Cluster) -> N
     status, out, err = run("doctor", "--json", log=log)
     levels = {finding["what"]: finding["level"] for finding in json.loads(out)["findings"]}
     assert (status, err) == (0, "")
-    assert levels[f"certificate {secured_node.secure_bootstrap}"] == "OK"
+    assert levels[f"certificate {secured_node.addresses('secure')}"] == "OK"
     assert levels["append"] == levels["clock of broker 1"] == "OK"
     assert secured_node.credentials is not None
     assert secured_node.credentials.password not in out

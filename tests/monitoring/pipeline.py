@@ -49,7 +49,7 @@ class Fleet:
         secured = brokers.credentials
         assert secured is not None
         tls = {
-            "url": f"kafka://{brokers.tls_bootstrap}",
+            "url": f"kafka://{brokers.addresses('tls')}",
             "tls": True,
             "tls_ca": str(secured.ca),
             "tls_cert": str(secured.client_certificate),

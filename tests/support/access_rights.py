@@ -82,7 +82,7 @@ def guarded_broker(users: Sequence[str]) -> Iterator[Cluster]:
 def log_in(broker: Cluster, user: str) -> dict[str, str]:
     """Keys of `[log]` for a user of the broker."""
     return {
-        "url": f"kafka://{broker.login_bootstrap}",
+        "url": f"kafka://{broker.addresses('login')}",
         "sasl_mechanism": "PLAIN",
         "sasl_username": user,
         "sasl_password": PASSWORD,

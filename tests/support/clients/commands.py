@@ -86,7 +86,7 @@ def secured_log(cluster: Cluster, **changes: Any) -> dict[str, Any]:
     secured = cluster.credentials
     assert secured is not None
     return {
-        "url": f"kafka://{cluster.secure_bootstrap}",
+        "url": f"kafka://{cluster.addresses('secure')}",
         "sasl_mechanism": "SCRAM-SHA-256",
         "sasl_username": secured.user,
         "sasl_password": secured.password,

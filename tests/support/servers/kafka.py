@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from deploy.kafka import archive, jars
-from deploy.kafka.cluster import Cluster
+from deploy.kafka import jars
+from deploy.kafka.cluster import Cluster, prepare_jars
 from deploy.kafka.metadata import live_brokers
 from tests.support.servers.ports import free_port
 
@@ -56,7 +56,7 @@ def prepare() -> None:
     """Fetch the jars and create the archive before any test's time-out runs; called when a test needs them."""
     if why_no_cluster() is None:
         try:
-            archive.prepare()
+            prepare_jars()
         except jars.BrokerError as error:
             _could_not_fetch.append(str(error))
             why_missing.cache_clear()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.kafka import archive, jars
+from deploy.kafka import jars
+from deploy.kafka.cluster import prepare_jars
 from tests.support.maven import Jar
 
 JAR = Jar("kafka-tools", "org.apache.kafka:kafka-tools", jars.VERSION)
@@ -20,7 +21,7 @@ def why_missing() -> str | None:
 
 def prepare() -> None:
     if jars.why_missing() is None:
-        archive.prepare()
+        prepare_jars()
         JAR.prepare()
 
 

@@ -30,7 +30,7 @@ def test_start_is_printed_before_anything_slow(
     def fail() -> None:
         raise BrokerError("the first slow step")
 
-    monkeypatch.setattr(broker, "prepare", fail)
+    monkeypatch.setattr(broker, "prepare_jars", fail)
     monkeypatch.setattr(jars, "are_fetched", lambda: True)
     with pytest.raises(BrokerError, match="the first slow step"):
         broker._up(count, tmp_path, 9092, secure=False)
