@@ -30,22 +30,21 @@ class Client(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._drain_waiter: asyncio.Future[None] | None = None
         self._close_reason = "the server closed the connection"
-        self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
+        self.transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
         try:
             self._replies.extend(self._reader.feed(data))
         except MalformedReply as error:
             self._close_reason = str(error)
-            self.abort()
+            self.transport.abort()
         self._unread_bytes += len(data)
         if len(self._replies) > _MAX_UNREAD or self._unread_bytes > _MAX_UNREAD_BYTES:
             self._close_reason = "unexpected replies"
             self._replies.clear()
-            self.abort()
+            self.transport.abort()
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -73,8 +72,8 @@ class Client(asyncio.Protocol):
         return not self.is_closed and not self._replies
 
     def write(self, *parts: bytes) -> None:
-        if self._transport is not None and not self.is_closed:
-            self._transport.writelines(parts) if len(parts) > 1 else self._transport.write(parts[0])
+        if not self.is_closed:
+            self.transport.writelines(parts)
 
     async def drain(self) -> None:
         """Wait until most of the written data is sent, or the connection is closed."""
@@ -110,11 +109,3 @@ class Client(asyncio.Protocol):
         self.pipelining = b"PIPELINING" in keywords
         self.supports_size = b"SIZE" in keywords
         return hello
-
-    def abort(self) -> None:
-        if self._transport is not None:
-            self._transport.abort()
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()

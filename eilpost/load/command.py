@@ -98,7 +98,7 @@ async def _check_target(target: Target, name: str) -> str:
     finally:
         if client is not None:
             client.write(b"QUIT\r\n")
-            client.close()
+            client.transport.close()
 
 
 class _Load:

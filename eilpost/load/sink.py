@@ -58,7 +58,7 @@ class Sink:
         server, self._server = self._server, None
         server.close()
         for session in list(self.open):
-            session.abort()
+            session.transport.abort()
         await server.wait_closed()
         while self.open:  # noqa: ASYNC110  # connection_lost is called in one of the next iterations
             await asyncio.sleep(0)
@@ -83,7 +83,6 @@ class SinkSession(asyncio.Protocol):
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
         self.host = ""  # the local address of the connection
-        self.transport: asyncio.Transport | None = None
         self._buffer = bytearray()
         self.counted_bytes = 0  # octets of the buffer included in `Sink.buffered_bytes`
         self._searched = 0  # octets of the content already searched for its end
@@ -100,7 +99,6 @@ class SinkSession(asyncio.Protocol):
         self.greet()
 
     def greet(self) -> None:
-        assert self.transport is not None
         if len(self.sink.open) > _MAX_CONNECTIONS:
             self.transport.write(b"421 4.3.2 Too many connections\r\n")
             self.transport.close()
@@ -112,16 +110,12 @@ class SinkSession(asyncio.Protocol):
         self._buffer.clear()
         self._count()
 
-    def abort(self) -> None:
-        if self.transport is not None:
-            self.transport.abort()
-
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         self.process_buffer()
         self._count()
         if self.sink.buffered_bytes > _MAX_BUFFERED_BYTES:
-            max(self.sink.open, key=lambda session: session.counted_bytes).abort()
+            max(self.sink.open, key=lambda session: session.counted_bytes).transport.abort()
 
     def _count(self) -> None:
         self.sink.buffered_bytes += len(self._buffer) - self.counted_bytes
@@ -129,13 +123,12 @@ class SinkSession(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self._is_paused = True
-        if self.transport is not None:
-            self.transport.pause_reading()
+        self.transport.pause_reading()
 
     def resume_writing(self) -> None:
         self._is_paused = False
         self.data_received(b"")  # processes the buffered commands, and may pause again
-        if not self._is_paused and self.transport is not None and not self.transport.is_closing():
+        if not self._is_paused and not self.transport.is_closing():
             self.transport.resume_reading()
 
     def process_buffer(self) -> None:
@@ -143,14 +136,14 @@ class SinkSession(asyncio.Protocol):
             if len(self._out) >= _OUT_BYTES:
                 self._flush()
         self._flush()
-        if self._closing and self.transport is not None:
+        if self._closing:
             self.transport.close()
 
     def _can_process(self) -> bool:
         return not self._closing and not self._is_paused
 
     def _flush(self) -> None:
-        if self._out and self.transport is not None:
+        if self._out:
             out = bytes(self._out)
             self._out.clear()
             if not self.transport.is_closing():
@@ -209,7 +202,7 @@ class SinkSession(asyncio.Protocol):
             if end < 0:
                 self._searched = max(1, len(buffer) - len(_END)) if len(buffer) > 2 else 0
                 if len(buffer) > MAX_MESSAGE_BYTES + _LINE_BYTES:
-                    self.abort()
+                    self.transport.abort()
                 return False
             end, rest = end + 2, end + len(_END)
         content = bytes(buffer[:end])

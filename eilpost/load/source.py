@@ -105,7 +105,7 @@ class Source:
                 failures = 0
                 sent += 1
                 if not await self._send(client, message):
-                    client.abort()
+                    client.transport.abort()
                     client = None
                     target_index += 1
                 elif sent >= self.per_connection:  # close now: the next message may be due much later
@@ -115,7 +115,7 @@ class Source:
         finally:
             if client is not None:
                 client.write(b"QUIT\r\n")
-                client.close()
+                client.transport.close()
 
     async def _connect(self, message: OutgoingMessage, target_index: int) -> tuple[Client | None, int]:
         """A client of the first usable target from `target_index` on; None if there is none."""
@@ -139,11 +139,11 @@ class Source:
             except (OSError, TimeoutError, NameNotResolved) as error:
                 self.recorder.connection_refused(error_text(error))
                 if client is not None:
-                    client.abort()
+                    client.transport.abort()
             except ConnectionLost as error:
                 self.recorder.connection_lost(message, Stage.CONNECT, error)
                 assert client is not None
-                client.abort()
+                client.transport.abort()
             target_index += 1
         return None, target_index
 
@@ -292,7 +292,7 @@ async def _quit(client: Client) -> None:
     with suppress(ConnectionLost, TimeoutError):
         async with asyncio.timeout(_QUIT_SECONDS):
             await client.command(b"QUIT\r\n")
-    client.close()
+    client.transport.close()
 
 
 def _stage(number: int, count: int) -> Stage:

@@ -57,7 +57,7 @@ class FaultyRelay:
             task.cancel()
         await asyncio.gather(*self._sending, return_exceptions=True)
         if self._client is not None:
-            self._client.abort()
+            self._client.transport.abort()
 
     def happens(self, fault: str, number: int) -> bool:
         happens = self._faults.get(fault, never)(number)
@@ -131,12 +131,12 @@ class _Session(SinkSession):
 
     def greet(self) -> None:
         if self.sink.relay.happens("hang_up_greeting", self.sink.connections):
-            self.abort()
+            self.transport.abort()
         else:
             super().greet()
 
     def reply(self, reply: bytes) -> None:
         if reply is HANG_UP:
-            self.abort()
+            self.transport.abort()
         else:
             super().reply(reply)
