@@ -31,21 +31,11 @@ def topics_create(config: ConfigOption = None, tenant: TenantOption = "") -> Non
 
     Existing topics are not changed.
     """
-    access = _access(config, tenant)
-    if access is None:
-        return
+    from eilpost.wiring import create_topics
 
-    async def create() -> list[str]:
-        from mail.log.kafka.create_topics import create_missing, open_admin
-
-        admin = await open_admin(access[0])
-        try:
-            return await create_missing(admin, *access)
-        finally:
-            await admin.close()
-
-    for line in run(create()) or ["nothing to do"]:
-        print(line)  # noqa: T201
+    if access := _access(config, tenant):
+        for line in run(create_topics(*access)) or ["nothing to do"]:
+            print(line)  # noqa: T201
 
 
 @topics_app.command("check", epilog=examples("eilpost topics check --config cluster.toml"))

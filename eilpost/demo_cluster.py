@@ -24,7 +24,7 @@ from eilpost import configuration, demo
 from eilpost.child_supervisor import ChildSupervisor
 from eilpost.demo_sink import DemoSink, sink_port
 from eilpost.listen import is_in_use
-from eilpost.wiring import log_settings
+from eilpost.wiring import create_topics, log_settings
 from mail.backoff import backoff
 from mail.service import EXIT_UNUSABLE, ServiceError
 from mail.settings import LogSettings
@@ -54,6 +54,7 @@ sender_domain_must_resolve = false
 
 {demo.RELAY}"""
 
+_HTTP_LISTEN = "EILPOST_HTTP__LISTEN"
 _RESTART_SECONDS, _RESTART_SECONDS_MAX = 1.0, 30.0
 _STOP_SECONDS = 15.0  # longer than `node.drain_timeout` above
 _MORE_USERS = 20  # mailboxes in all shards
@@ -76,29 +77,24 @@ class Ports:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One process: its role, and its own settings."""
+    """One process, "router-1", and its own settings."""
 
     name: str
-    role: str
     environment: Mapping[str, str]
 
 
 def members(ports: Ports, common: Mapping[str, str]) -> Sequence[Member]:
-    own_settings = [
-        *(
-            (f"ingress-{n}", {"EILPOST_INGRESS__SMTP_LISTEN": f"127.0.0.1:{port}"})
-            for n, port in enumerate(ports.smtp, 1)
-        ),
-        *((name, dict[str, str]()) for name in ("router-1", "router-2", "delivery-1", "delivery-2")),
-        ("mailstore-1", {"EILPOST_MAILSTORE__POP3_LISTEN": f"127.0.0.1:{ports.pop3}"}),
-    ]
+    listeners = {
+        "ingress-1": {"EILPOST_INGRESS__SMTP_LISTEN": ports.smtp[0]},
+        "ingress-2": {"EILPOST_INGRESS__SMTP_LISTEN": ports.smtp[1]},
+        **{name: dict[str, int]() for name in ("router-1", "router-2", "delivery-1", "delivery-2")},
+        "mailstore-1": {"EILPOST_MAILSTORE__POP3_LISTEN": ports.pop3},
+    }
     return [
         Member(
-            name,
-            name.partition("-")[0],
-            {**common, **environment, "EILPOST_HTTP__LISTEN": f"127.0.0.1:{ports.http + number}"},
+            name, {**common, **{key: f"127.0.0.1:{port}" for key, port in (own | {_HTTP_LISTEN: http_port}).items()}}
         )
-        for number, (name, environment) in enumerate(own_settings)
+        for http_port, (name, own) in enumerate(listeners.items(), ports.http)
     ]
 
 
@@ -113,6 +109,8 @@ def run(path: Path, program: str, ports: Ports = Ports()) -> int:
 
 
 async def _run(path: Path, program: str, ports: Ports) -> int:
+    from mail.log.kafka.access import make_access
+
     process_config = configuration.load_process_config(path)
     sink = sink_port(path, process_config.settings)
     environment = dict[str, str]()
@@ -123,7 +121,8 @@ async def _run(path: Path, program: str, ports: Ports) -> int:
     _check_ports(all_members)
     settings = log_settings(process_config)
     await _await_brokers(settings, f"{program} doctor --config {shlex.quote(str(path))}")
-    await _create_topics(settings)
+    if created := await create_topics(make_access(settings), settings):
+        _print_line(f"topics: {len(created)} created")
     stop, kill_now = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -189,20 +188,6 @@ async def _await_brokers(settings: LogSettings, doctor: str) -> None:
         await asyncio.sleep(0.5)
 
 
-async def _create_topics(settings: LogSettings) -> None:
-    from mail.log.kafka.access import make_access
-    from mail.log.kafka.create_topics import create_missing, open_admin
-
-    access = make_access(settings)
-    admin = await open_admin(access)
-    try:
-        created = await create_missing(admin, access, settings)
-    finally:
-        await admin.close()
-    if created:
-        _print_line(f"topics: {len(created)} created")
-
-
 async def _supervise(
     member: Member, path: Path, supervisor: ChildSupervisor, stop: asyncio.Event, kill_now: asyncio.Event
 ) -> None:
@@ -215,7 +200,7 @@ async def _supervise(
             started_at = time.monotonic()
             with log_file.open("ab") as output:
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "eilpost", member.role, "--config", str(path)),
+                    *(sys.executable, "-m", "eilpost", member.name.partition("-")[0], "--config", str(path)),
                     env=os.environ | member.environment,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,
@@ -258,7 +243,7 @@ async def _stop_process(
 
 
 async def _announce_ready(all_members: Sequence[Member]) -> None:
-    waiting = {member.environment["EILPOST_HTTP__LISTEN"] for member in all_members}
+    waiting = {member.environment[_HTTP_LISTEN] for member in all_members}
     while waiting:
         await asyncio.sleep(0.5)
         for address in list(waiting):

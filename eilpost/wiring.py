@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mail.directory import Directory
     from mail.directory.file import FileDirectory
     from mail.log import HistoryLog, Log
+    from mail.log.kafka.access import Access
     from mail.resolver import Resolver
     from mail.route import ToRelay
     from mail.service import Role
@@ -108,6 +109,17 @@ def log_settings(process_config: ProcessConfig) -> LogSettings:
         if (value := getattr(log, key))
     }
     return log.model_copy(update=files)
+
+
+async def create_topics(access: Access, settings: LogSettings) -> list[str]:
+    """Create the missing topics on Kafka; a line for each."""
+    from mail.log.kafka.create_topics import create_missing, open_admin
+
+    admin = await open_admin(access)
+    try:
+        return await create_missing(admin, access, settings)
+    finally:
+        await admin.close()
 
 
 def make_log(process_config: ProcessConfig, directory: Directory | None = None) -> Log:

@@ -118,15 +118,11 @@ def check_endpoints(source: Endpoint, target: Endpoint) -> None:
 
 
 def share_spool(source: Endpoint, target: Endpoint) -> bool:
-    source_url, target_url = (endpoint.process_config.settings.spool.url for endpoint in (source, target))
-    schemes = {url.partition(":")[0] for url in (source_url, target_url)}
-    if schemes == {"file"}:
-        paths = [
-            endpoint.process_config.path(endpoint.process_config.settings.spool.url.partition(":")[2]).resolve()
-            for endpoint in (source, target)
-        ]
-        return paths[0] == paths[1]
-    return source_url == target_url
+    def location(endpoint: Endpoint) -> Path | str:
+        scheme, _, path = (url := endpoint.process_config.settings.spool.url).partition(":")
+        return endpoint.process_config.path(path).resolve() if scheme == "file" else url
+
+    return location(source) == location(target)
 
 
 async def require_unused(endpoint: Endpoint, print_message: Callable[[str], None]) -> None:
