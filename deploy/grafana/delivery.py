@@ -4,18 +4,19 @@ from deploy.grafana.board import Board
 from deploy.grafana.indicators import DEFERRED_LEVELS, FAILED_LEVELS, deferred
 from deploy.grafana.panels import (
     ANY_IS_BAD,
+    BYTES_PER_SECOND,
     COUNT,
     ORANGE,
     PER_SECOND,
     RED,
     SECONDS,
     SHARE,
-    bytes_per_second,
     heat_map,
     lines,
     number,
     number_per_second,
     percentage,
+    steps,
     value_table,
 )
 from deploy.grafana.promql import PROCESS, by_process, percentiles, rate, rate_by, share, total
@@ -33,19 +34,16 @@ _STATS = (
     number_per_second(2, "Delivered", rate("delivered_messages_total")).description(
         "Deliveries per second of which at least one recipient was delivered."
     ),
-    bytes_per_second(3, "Content delivered", rate("delivered_bytes_total")).description(
-        "Size of the deliveries made, per second."
-    ),
+    number(3, "Content delivered", rate("delivered_bytes_total"), BYTES_PER_SECOND)
+    .decimals(1)
+    .description("Size of the deliveries made, per second."),
     deferred(4).description("Share of the attempted recipients that were deferred. The alert is at 20 %."),
-    percentage(
-        5,
-        "Failed",
-        share(rate("delivery_attempts_total", result="failed"), rate("delivery_attempts_total")),
-        thresholds=FAILED_LEVELS,
-    ).description("Share of the attempted recipients that failed for good."),
-    number(6, "Suspended sources", total("delivery_sources_suspended"), thresholds=ANY_IS_BAD).description(
-        "Source addresses that cannot be used at the moment and are suspended."
-    ),
+    percentage(5, "Failed", share(rate("delivery_attempts_total", result="failed"), rate("delivery_attempts_total")))
+    .thresholds(steps(*FAILED_LEVELS))
+    .description("Share of the attempted recipients that failed for good."),
+    number(6, "Suspended sources", total("delivery_sources_suspended"))
+    .thresholds(ANY_IS_BAD)
+    .description("Source addresses that cannot be used at the moment and are suspended."),
 )
 
 _RESULTS = (
@@ -89,9 +87,10 @@ _RESULTS = (
             "failed": FAILED_LEVELS,
             "refused by policy": ((0.05, ORANGE), (0.1, RED)),
         },
-        width=24,
-        height=6,
-    ).description("Attempts by provider: 20 well-known ones, `other`, and `local` for our own mailboxes."),
+    )
+    .span(24)
+    .height(6)
+    .description("Attempts by provider: 20 well-known ones, `other`, and `local` for our own mailboxes."),
 )
 
 _TIME_AND_LIMITS = (

@@ -4,15 +4,16 @@ from deploy.grafana.board import Board
 from deploy.grafana.indicators import tempfailed
 from deploy.grafana.panels import (
     BYTES,
+    BYTES_PER_SECOND,
     COUNT,
     ORANGE,
     RED,
     SECONDS,
-    bytes_per_second,
     heat_map,
     lines,
     number,
     number_per_second,
+    steps,
 )
 from deploy.grafana.promql import PROCESS, by_process, percentiles, quantile, rate, rate_by, total
 
@@ -24,16 +25,16 @@ _STATS = (
     number_per_second(3, "Accepted", rate("messages_received_total", result="accepted")).description(
         "Messages per second that were answered with 250."
     ),
-    bytes_per_second(4, "Content accepted", rate("message_size_bytes_sum")).description(
-        "Size of the accepted messages, per second."
-    ),
+    number(4, "Content accepted", rate("message_size_bytes_sum"), BYTES_PER_SECOND)
+    .decimals(1)
+    .description("Size of the accepted messages, per second."),
     tempfailed(5).description(
         "Share of what clients tried to send that was answered with 4xx: messages, and connections "
         "refused with 421. The alert is at 5 %."
     ),
-    number(
-        6, "Accept time (p99)", quantile(0.99, "accept_duration_seconds"), SECONDS, thresholds=((1, ORANGE), (2.5, RED))
-    ).description("From the final dot to the 250. The alert is at 2.5 s."),
+    number(6, "Accept time (p99)", quantile(0.99, "accept_duration_seconds"), SECONDS)
+    .thresholds(steps((1, ORANGE), (2.5, RED)))
+    .description("From the final dot to the 250. The alert is at 2.5 s."),
 )
 
 _MESSAGES = (

@@ -1,7 +1,7 @@
 """Log dashboard: lag, consumption, confirmation, rebalances, shards, and content of the spool."""
 
 from deploy.grafana.board import Board
-from deploy.grafana.panels import ANY_IS_BAD, BYTES_PER_SECOND, COUNT, ORANGE, RED, SECONDS, lines, number
+from deploy.grafana.panels import ANY_IS_BAD, BYTES_PER_SECOND, COUNT, ORANGE, RED, SECONDS, lines, number, steps
 from deploy.grafana.promql import BY_ROLE, PROCESS, mean, percentiles, process, quantile, rate, rate_by, series, total
 
 
@@ -14,32 +14,25 @@ _LAGGING = ((1000, ORANGE), (10000, RED))
 _LAG_TEXT = "Records of the topic that are not consumed yet, over all shards. "
 
 _STATS = (
-    number(1, "Lag of accepted", _lag("accepted"), thresholds=_LAGGING).description(
-        _LAG_TEXT + "Routers consume it; the autoscaler of the router role looks at it."
-    ),
-    number(2, "Lag of dispatched", _lag("dispatched"), thresholds=_LAGGING).description(
-        _LAG_TEXT + "Delivery processes consume it; deliveries in flight count."
-    ),
-    number(3, "Lag of attempted", _lag("attempted"), thresholds=_LAGGING).description(
-        _LAG_TEXT + "Routers consume it."
-    ),
-    number(
-        4,
-        "Produce time (p99)",
-        quantile(0.99, "produce_duration_seconds", selected=BY_ROLE),
-        SECONDS,
-        thresholds=((0.5, ORANGE), (2.5, RED)),
-    ).description("From an append or a transaction to its confirmation by the log."),
-    number(5, "Stopped shards", total("shards_stopped"), thresholds=ANY_IS_BAD).description(
-        "Shards that are not processed because a newer eilpost wrote a record. An operator must act."
-    ),
-    number(
-        6,
-        "Produce errors",
-        f"sum(increase({series('produce_errors_total', selected=BY_ROLE)}[$__range]))",
-        decimals=0,
-        thresholds=ANY_IS_BAD,
-    ).description("Appends and commits that the log did not confirm, in the chosen time."),
+    number(1, "Lag of accepted", _lag("accepted"))
+    .thresholds(steps(*_LAGGING))
+    .description(_LAG_TEXT + "Routers consume it; the autoscaler of the router role looks at it."),
+    number(2, "Lag of dispatched", _lag("dispatched"))
+    .thresholds(steps(*_LAGGING))
+    .description(_LAG_TEXT + "Delivery processes consume it; deliveries in flight count."),
+    number(3, "Lag of attempted", _lag("attempted"))
+    .thresholds(steps(*_LAGGING))
+    .description(_LAG_TEXT + "Routers consume it."),
+    number(4, "Produce time (p99)", quantile(0.99, "produce_duration_seconds", selected=BY_ROLE), SECONDS)
+    .thresholds(steps((0.5, ORANGE), (2.5, RED)))
+    .description("From an append or a transaction to its confirmation by the log."),
+    number(5, "Stopped shards", total("shards_stopped"))
+    .thresholds(ANY_IS_BAD)
+    .description("Shards that are not processed because a newer eilpost wrote a record. An operator must act."),
+    number(6, "Produce errors", f"sum(increase({series('produce_errors_total', selected=BY_ROLE)}[$__range]))")
+    .decimals(0)
+    .thresholds(ANY_IS_BAD)
+    .description("Appends and commits that the log did not confirm, in the chosen time."),
 )
 
 _TOPICS = (
@@ -79,16 +72,18 @@ _SHARDS = (
         {"{{role}}": f"60 * {rate('consumer_rebalances_total', 'role')}"},
         "suffix: /min",
         bars=True,
-        width=8,
-    ).description("Completed rebalances of the consumer groups, per minute. Each stops the group for some seconds."),
+    )
+    .span(8)
+    .description("Completed rebalances of the consumer groups, per minute. Each stops the group for some seconds."),
     lines(
         15,
         "Shards by process",
         {"{{role}} {{process}}": process(f"({total('shards_owned', 'role, pod, instance')} > 0)")},
         COUNT,
         stacked=True,
-        width=8,
-    ).description("Shards that a process owns, by the role that processes them."),
+    )
+    .span(8)
+    .description("Shards that a process owns, by the role that processes them."),
     lines(
         21,
         "Shards that are not processed",
@@ -99,31 +94,29 @@ _SHARDS = (
             "no owner": f"sum(max by (namespace, tenant) ({_ALL_SHARDS})) - {total('shards_owned', role='router')}",
         },
         COUNT,
-        width=8,
-    ).description(
+    )
+    .span(8)
+    .description(
         "Shards of the routers without a finished batch in the last minute, by the router that owns them. An idle "
         "shard finishes an empty batch each second. The alert is at 5 minutes."
     ),
 )
 
 _SPOOL = (
-    lines(
-        17,
-        "Spool bytes per second",
-        rate_by("spool_bytes_total", "direction", selected=BY_ROLE),
-        BYTES_PER_SECOND,
-        width=8,
-    ).description("Content of messages larger than spool.max_inline_size, written by ingress and read by delivery."),
+    lines(17, "Spool bytes per second", rate_by("spool_bytes_total", "direction", selected=BY_ROLE), BYTES_PER_SECOND)
+    .span(8)
+    .description("Content of messages larger than spool.max_inline_size, written by ingress and read by delivery."),
     lines(
         18,
         "Duration of spool operations",
         percentiles("spool_duration_seconds", "operation", selected=BY_ROLE),
         SECONDS,
-        width=8,
-    ).description("p50 and p99 by operation; only operations that succeeded."),
-    lines(19, "Spool errors by kind", rate_by("spool_errors_total", "kind", selected=BY_ROLE), width=8).description(
-        "unavailable: an operation failed; damaged: content is missing or its checksum is wrong."
-    ),
+    )
+    .span(8)
+    .description("p50 and p99 by operation; only operations that succeeded."),
+    lines(19, "Spool errors by kind", rate_by("spool_errors_total", "kind", selected=BY_ROLE))
+    .span(8)
+    .description("unavailable: an operation failed; damaged: content is missing or its checksum is wrong."),
 )
 
 BOARD = Board(

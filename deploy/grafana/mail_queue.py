@@ -2,7 +2,7 @@
 
 from deploy.grafana.board import Board
 from deploy.grafana.indicators import LATE_LEVELS, OLDEST_RUNNABLE, ledger_drift, oldest_runnable, quarantined
-from deploy.grafana.panels import BYTES_PER_SECOND, COUNT, ORANGE, RED, SECONDS, SHARE, heat_map, lines, number
+from deploy.grafana.panels import BYTES_PER_SECOND, COUNT, ORANGE, RED, SECONDS, SHARE, heat_map, lines, number, steps
 from deploy.grafana.promql import age, late_share, percentiles, quantile, rate, rate_by, series, total, total_by
 
 _STATS = (
@@ -13,13 +13,9 @@ _STATS = (
     oldest_runnable(3).description(
         "How long the oldest runnable delivery has been runnable. The alert is at 15 minutes."
     ),
-    number(
-        4,
-        "First attempt (p99)",
-        quantile(0.99, "first_attempt_delay_seconds"),
-        SECONDS,
-        thresholds=((30, ORANGE), (60, RED)),
-    ).description("From the acceptance of a message to the start of the first attempt."),
+    number(4, "First attempt (p99)", quantile(0.99, "first_attempt_delay_seconds"), SECONDS)
+    .thresholds(steps((30, ORANGE), (60, RED)))
+    .description("From the acceptance of a message to the start of the first attempt."),
     quarantined(5),
     ledger_drift(6),
 )

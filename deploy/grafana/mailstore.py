@@ -12,6 +12,7 @@ from deploy.grafana.panels import (
     number,
     number_per_second,
     percentage,
+    steps,
 )
 from deploy.grafana.promql import PROCESS, by_process, percentiles, quantile, rate, rate_by, series, share, total
 
@@ -26,16 +27,12 @@ _STATS = (
     number_per_second(4, "Messages stored", rate("mailbox_append_duration_seconds_count")).description(
         "Messages that delivery stored in mailboxes, per second."
     ),
-    percentage(
-        5, "Log-ins refused", share(_BAD_LOGINS, rate("auth_total")), thresholds=((0.2, ORANGE), (0.5, RED))
-    ).description("Share of the log-ins with a wrong password, or for which directory or mailbox were not available."),
-    number(
-        6,
-        "Store time (p99)",
-        quantile(0.99, "mailbox_append_duration_seconds"),
-        SECONDS,
-        thresholds=((0.5, ORANGE), (2.5, RED)),
-    ).description("Time to store one message in a mailbox."),
+    percentage(5, "Log-ins refused", share(_BAD_LOGINS, rate("auth_total")))
+    .thresholds(steps((0.2, ORANGE), (0.5, RED)))
+    .description("Share of the log-ins with a wrong password, or for which directory or mailbox were not available."),
+    number(6, "Store time (p99)", quantile(0.99, "mailbox_append_duration_seconds"), SECONDS)
+    .thresholds(steps((0.5, ORANGE), (2.5, RED)))
+    .description("Time to store one message in a mailbox."),
 )
 
 _MAILBOXES = (
@@ -59,17 +56,19 @@ _MAILBOXES = (
 )
 
 _POP3 = (
-    lines(
-        10, "POP3 sessions by end", {"{{end}}": f"{rate('pop3_sessions_total', 'end')} > 0"}, stacked=True, width=8
-    ).description(
+    lines(10, "POP3 sessions by end", {"{{end}}": f"{rate('pop3_sessions_total', 'end')} > 0"}, stacked=True)
+    .span(8)
+    .description(
         "quit: normal; auth_failed: too many failed logins; disconnected: by the client; rejected: connection limit."
     ),
-    lines(11, "Log-ins by result", rate_by("auth_total", "result"), stacked=True, width=8).description(
+    lines(11, "Log-ins by result", rate_by("auth_total", "result"), stacked=True)
+    .span(8)
+    .description(
         "invalid_credentials: user or password; unavailable: directory or mailbox; in_use: another session is open."
     ),
-    lines(
-        15, "POP3 connections by process", by_process(total("pop3_connections", PROCESS)), COUNT, width=8
-    ).description("A process takes at most mailstore.max_connections."),
+    lines(15, "POP3 connections by process", by_process(total("pop3_connections", PROCESS)), COUNT)
+    .span(8)
+    .description("A process takes at most mailstore.max_connections."),
 )
 
 BOARD = Board(

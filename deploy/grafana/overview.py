@@ -46,13 +46,13 @@ _STATS = tuple(
             "Recipients that are not delivered and not failed yet, in every state."
         ),
         indicators.ledger_drift(9, board="eilpost-queue"),
-        number(
-            10, "Stopped shards", f"{total('shards_stopped')} or vector(0)", thresholds=ANY_IS_BAD, board="eilpost-log"
-        ).description("Shards that are not processed because a newer eilpost wrote a record."),
+        number(10, "Stopped shards", f"{total('shards_stopped')} or vector(0)", board="eilpost-log")
+        .thresholds(ANY_IS_BAD)
+        .description("Shards that are not processed because a newer eilpost wrote a record."),
         indicators.quarantined(11, board="eilpost-queue"),
-        number(
-            12, "Alerts firing", f'count(ALERTS{{{_ALERT},alertstate="firing"}}) or vector(0)', thresholds=ANY_IS_BAD
-        ).description("Alerts of eilpost that fire in the chosen namespaces."),
+        number(12, "Alerts firing", f'count(ALERTS{{{_ALERT},alertstate="firing"}}) or vector(0)')
+        .thresholds(ANY_IS_BAD)
+        .description("Alerts of eilpost that fire in the chosen namespaces."),
     )
 )
 
@@ -105,9 +105,10 @@ _FLOW = (
         "Alerts",
         {"for": (_ALERTS, "dtdurations")},
         ("alertname", "severity", "alertstate", "namespace", "tenant"),
-        width=12,
         empty="no alert",
-    ).description(
+    )
+    .span(12)
+    .description(
         "Alerts of eilpost that fire, or are pending: their condition holds, but not for long enough yet. The page "
         "docs/runbooks/NAME.md says what to do."
     ),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from grafana_foundation_sdk.builders import common, dashboard, heatmap, prometheus, stat, table, timeseries
@@ -105,8 +104,8 @@ def steps(*above: tuple[float, str], base: str = GREEN) -> dashboard.ThresholdsC
     return dashboard.ThresholdsConfig().mode(model.ThresholdsMode.ABSOLUTE).steps(thresholds)
 
 
-NEUTRAL = ((0.0, BLUE),)
-ANY_IS_BAD = ((1.0, RED),)
+NEUTRAL = steps((0.0, BLUE))
+ANY_IS_BAD = steps((1.0, RED))
 
 
 def _titled(panel: P, id_: int, title: str, width: int, height: int) -> P:
@@ -128,17 +127,14 @@ def number(
     expression: str,
     unit: str = COUNT,
     *,
-    thresholds: Sequence[tuple[float, str]] = NEUTRAL,
-    base: str = GREEN,
-    decimals: int | None = None,
     board: str = "",
-) -> Panel:
+) -> stat.Panel:
     """The last value on a background in its threshold's colour, with its course. `board`: where a click leads."""
     panel = (
         _titled(stat.Panel(), id_, title, 4, 4)
         .with_target(_query(expression))
         .unit(unit)
-        .thresholds(steps(*thresholds, base=base))
+        .thresholds(NEUTRAL)
         .color_scheme(dashboard.FieldColor().mode(model.FieldColorModeId.THRESHOLDS))
         .color_mode(options.BigValueColorMode.BACKGROUND_SOLID)
         .graph_mode(options.BigValueGraphMode.AREA)
@@ -146,16 +142,17 @@ def number(
         .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
         .no_value("none")
     )
-    if decimals is not None:
-        panel.decimals(decimals)
     if board:
         panel.data_links([_link(board, "Details")])
     return panel
 
 
-number_per_second = partial(number, unit=PER_SECOND, decimals=1)
-bytes_per_second = partial(number, unit=BYTES_PER_SECOND, decimals=1)
-percentage = partial(number, unit=SHARE, decimals=1)
+def number_per_second(id_: int, title: str, expression: str, *, board: str = "") -> stat.Panel:
+    return number(id_, title, expression, PER_SECOND, board=board).decimals(1)
+
+
+def percentage(id_: int, title: str, expression: str, *, board: str = "") -> stat.Panel:
+    return number(id_, title, expression, SHARE, board=board).decimals(1)
 
 
 def lines(
@@ -169,12 +166,11 @@ def lines(
     log: bool = False,
     limits: Sequence[tuple[float, str]] = (),
     most: float | None = None,
-    width: int = 12,
     board: str = "",
-) -> Panel:
+) -> timeseries.Panel:
     """Time series. `queries`: expressions by legend. `limits`: thresholds drawn as dashed lines."""
     panel = (
-        _titled(timeseries.Panel(), id_, title, width, 8)
+        _titled(timeseries.Panel(), id_, title, 12, 8)
         .targets([_query(query, legend, chr(65 + n)) for n, (legend, query) in enumerate(queries.items())])
         .unit(unit)
         .color_scheme(dashboard.FieldColor().mode(model.FieldColorModeId.PALETTE_CLASSIC_BY_NAME))
@@ -211,7 +207,7 @@ def lines(
     return panel
 
 
-def heat_map(id_: int, title: str, histogram: str, unit: str = SECONDS) -> Panel:
+def heat_map(id_: int, title: str, histogram: str, unit: str = SECONDS) -> heatmap.Panel:
     """The buckets of a histogram over time."""
     query = _query(rate(f"{histogram}_bucket", "le"), "{{le}}").format(PromQueryFormat.HEATMAP)
     return (
@@ -233,15 +229,13 @@ def value_table(
     *,
     coloured: Mapping[str, Sequence[tuple[float, str]]] | None = None,
     hidden: Sequence[str] = (),
-    width: int = 24,
-    height: int = 8,
     empty: str = "none",
-) -> Panel:
+) -> table.Panel:
     """A table: one row for each value of `labels`. `columns`: expression and unit by head."""
     refs = {head: chr(65 + n) for n, head in enumerate(columns)}
     renamed = {"Value" if len(columns) == 1 else f"Value #{ref}": head for head, ref in refs.items()}
     panel = (
-        _titled(table.Panel(), id_, title, width, height)
+        _titled(table.Panel(), id_, title, 24, 8)
         .targets(
             [
                 prometheus.Dataquery()

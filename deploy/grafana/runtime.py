@@ -2,7 +2,7 @@
 
 from deploy.grafana.board import Board
 from deploy.grafana.indicators import NOT_READY, not_ready
-from deploy.grafana.panels import BYTES, COUNT, GREEN, ORANGE, RED, SECONDS, SHARE, lines, number, value_table
+from deploy.grafana.panels import BYTES, COUNT, GREEN, ORANGE, RED, SECONDS, SHARE, lines, number, steps, value_table
 from deploy.grafana.promql import (
     BY_ROLE,
     PROCESS,
@@ -30,35 +30,24 @@ def _by_process(expression: str) -> str:
 
 
 _STATS = (
-    number(1, "Ready", total("ready", selected=BY_ROLE), base=GREEN).description(
-        "Processes that answer /readyz with 200."
-    ),
+    number(1, "Ready", total("ready", selected=BY_ROLE)).description("Processes that answer /readyz with 200."),
     not_ready(2, title="Not ready", expression=_NOT_READY),
-    number(3, "Draining", total("draining", selected=BY_ROLE), thresholds=((1, ORANGE),)).description(
-        "Processes that got SIGTERM and finish their work."
-    ),
+    number(3, "Draining", total("draining", selected=BY_ROLE))
+    .thresholds(steps((1, ORANGE)))
+    .description("Processes that got SIGTERM and finish their work."),
+    number(4, "Starts", f"sum(changes({_series('process_start_time_seconds')}[$__range]))")
+    .thresholds(steps((1, ORANGE)))
+    .decimals(0)
+    .description("Restarts of a process under the same name, in the chosen time."),
+    number(5, "Busiest process", f"max(rate({_series('process_cpu_seconds_total')}[$__rate_interval]))")
+    .thresholds(steps((0.8, ORANGE), (1.0, RED)))
+    .decimals(2)
+    .description("Processor cores that the busiest process uses. One event loop uses at most little more than one."),
     number(
-        4,
-        "Starts",
-        f"sum(changes({_series('process_start_time_seconds')}[$__range]))",
-        thresholds=((1, ORANGE),),
-        decimals=0,
-    ).description("Restarts of a process under the same name, in the chosen time."),
-    number(
-        5,
-        "Busiest process",
-        f"max(rate({_series('process_cpu_seconds_total')}[$__rate_interval]))",
-        thresholds=((0.8, ORANGE), (1.0, RED)),
-        decimals=2,
-    ).description("Processor cores that the busiest process uses. One event loop uses at most little more than one."),
-    number(
-        6,
-        "Certificate expires in",
-        f"min({_series('certificate_expiry_timestamp_seconds')}) - time()",
-        "dtdurations",
-        thresholds=((14 * 86400, ORANGE), (30 * 86400, GREEN)),
-        base=RED,
-    ).description("Time until the first loaded certificate expires. The alert is at 14 days."),
+        6, "Certificate expires in", f"min({_series('certificate_expiry_timestamp_seconds')}) - time()", "dtdurations"
+    )
+    .thresholds(steps((14 * 86400, ORANGE), (30 * 86400, GREEN), base=RED))
+    .description("Time until the first loaded certificate expires. The alert is at 14 days."),
 )
 
 _PROCESSES = (
@@ -86,8 +75,9 @@ _PROCESSES = (
             "open files": ((0.5, ORANGE), (0.8, RED)),
         },
         hidden=("pod", "instance"),
-        height=9,
-    ).description("Every process: ready, running since, processor, memory, open files, late timers."),
+    )
+    .height(9)
+    .description("Every process: ready, running since, processor, memory, open files, late timers."),
 )
 
 _RESOURCES = (
@@ -140,8 +130,9 @@ _LOOKUPS = (
         "Processes with an old directory file",
         {"{{role}}": f"sum by (role) (1 - {_series('directory_last_reload_successful')})"},
         COUNT,
-        width=24,
-    ).description("Processes whose last reload of the directory file failed; they work with the last good one."),
+    )
+    .span(24)
+    .description("Processes whose last reload of the directory file failed; they work with the last good one."),
 )
 
 _VERSIONS = (
@@ -150,9 +141,10 @@ _VERSIONS = (
         "Versions",
         {"processes": (f"count by (version, python, role) ({_series('build_info')})", COUNT)},
         ("role", "version", "python"),
-        width=12,
-        height=7,
-    ).description("Processes by version of eilpost and of Python. More than one version: a roll-out is under way."),
+    )
+    .span(12)
+    .height(7)
+    .description("Processes by version of eilpost and of Python. More than one version: a roll-out is under way."),
     value_table(
         22,
         "Certificates",
@@ -163,10 +155,11 @@ _VERSIONS = (
             )
         },
         ("role", "use"),
-        width=12,
-        height=7,
         empty="no certificate is loaded",
-    ).description("Time until each loaded certificate expires."),
+    )
+    .span(12)
+    .height(7)
+    .description("Time until each loaded certificate expires."),
 )
 
 BOARD = Board(

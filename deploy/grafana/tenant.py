@@ -56,8 +56,9 @@ _TENANTS = (
         },
         ("tenant",),
         coloured={"oldest runnable": AGE_LEVELS, "deferred": DEFERRED_LEVELS, "late": LATE_LEVELS},
-        height=5,
-    ).description("`shared` is all tenants that share topics and workers; a dedicated tenant has its own."),
+    )
+    .height(5)
+    .description("`shared` is all tenants that share topics and workers; a dedicated tenant has its own."),
 )
 
 _FLOW = (
