@@ -167,14 +167,8 @@ class HttpServer:
             page = status_page(*readiness(self._health, self._log))
             return HTMLResponse(page, headers={"Content-Security-Policy": "default-src 'none'"})
 
-        return Starlette(
-            routes=[
-                Route("/", status),
-                Route("/metrics", metrics),
-                Route("/healthz", healthz),
-                Route("/readyz", readyz),
-            ]
-        )
+        pages = {"/": status, "/metrics": metrics, "/healthz": healthz, "/readyz": readyz}
+        return Starlette(routes=[Route(path, page) for path, page in pages.items()])
 
 
 class _JsonLine(JSONResponse):

@@ -16,20 +16,16 @@ def default_toml() -> str:
     return render(Settings())
 
 
-def render(settings: Settings, *, explain: bool = True) -> str:
-    """`settings` as TOML; with `explain`, each section and key has its description above it."""
+def render(settings: Settings) -> str:
+    """`settings` as TOML; each section and key has its description above it."""
     lines: list[str] = []
     for section, values in dump(settings).items():
         table = type(getattr(settings, section))
         if lines:
             lines.append("")
-        if explain:
-            lines += _comment(table.__doc__ or "")
-        lines.append(f"[{section}]")
+        lines += [*_comment(table.__doc__ or ""), f"[{section}]"]
         for key, value in values.items():
-            if explain:
-                lines += _comment(_meaning(settings, section, key))
-            lines.append(f"{key} = {_toml(value)}")
+            lines += [*_comment(_meaning(settings, section, key)), f"{key} = {_toml(value)}"]
     return "\n".join(lines) + "\n"
 
 

@@ -10,6 +10,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from eilpost.load.histogram import Histogram
 
@@ -226,12 +227,11 @@ class Ledger:
 
     def open(self, limit: int | None = None) -> Iterator[LostRecipient]:
         """Recipients accepted and not settled, by index."""
+        return islice(self._open(), limit)
+
+    def _open(self) -> Iterator[LostRecipient]:
         for index, state in enumerate(self._states):
             if state & ACCEPTED and not state & _SETTLED:
-                if limit is not None:
-                    if not limit:
-                        return
-                    limit -= 1
                 number = index // self.recipients
                 yield LostRecipient(self.id_of(number), index, self.queue_id(number), bool(state & DEFERRED))
 

@@ -6,7 +6,6 @@ import asyncio
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,14 +18,6 @@ if TYPE_CHECKING:
 _DRAW_SECONDS = 0.5
 _LINE_SECONDS = 10.0
 _AVERAGING_SECONDS = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    time: float
-    accepted: int
-    delivered: int
-    accept_counts: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,30 +42,26 @@ class RateMeter:
     def __init__(self, ledger: Ledger, started_at: float) -> None:
         self._ledger = ledger
         self._started_at = started_at
-        self._samples: deque[Sample] = deque([self._sample(started_at)])
-
-    def _sample(self, now: float) -> Sample:
-        counts = self._ledger.counts
-        return Sample(now, counts.accepted, counts.delivered, self._ledger.accept.counts())
+        self._samples = deque([(started_at, replace(ledger.counts), ledger.accept.counts())])
 
     def snapshot(self, phase: str, sent_share: float, now: float) -> Snapshot:
-        sample = self._sample(now)
-        self._samples.append(sample)
-        while len(self._samples) > 2 and self._samples[1].time <= now - _AVERAGING_SECONDS:
+        ledger, counts = self._ledger, replace(self._ledger.counts)
+        self._samples.append((now, counts, ledger.accept.counts()))
+        while len(self._samples) > 2 and self._samples[1][0] <= now - _AVERAGING_SECONDS:
             self._samples.popleft()
-        first, ledger = self._samples[0], self._ledger
+        first_at, first, first_accepts = self._samples[0]
         oldest = ledger.oldest_dot()
-        seconds = max(now - first.time, 1e-9)
+        seconds = max(now - first_at, 1e-9)
         return Snapshot(
             phase=phase,
             elapsed=now - self._started_at,
             sent_share=sent_share,
-            counts=replace(ledger.counts),
+            counts=counts,
             in_flight=ledger.in_flight,
-            accepted_rate=(sample.accepted - first.accepted) / seconds,
-            delivered_rate=(sample.delivered - first.delivered) / seconds,
-            accept_p50=ledger.accept.percentile(0.5, since=first.accept_counts),
-            accept_p99=ledger.accept.percentile(0.99, since=first.accept_counts),
+            accepted_rate=(counts.accepted - first.accepted) / seconds,
+            delivered_rate=(counts.delivered - first.delivered) / seconds,
+            accept_p50=ledger.accept.percentile(0.5, since=first_accepts),
+            accept_p99=ledger.accept.percentile(0.99, since=first_accepts),
             oldest_seconds=None if oldest is None else now - oldest,
         )
 
@@ -129,27 +116,20 @@ def panel(snapshot: Snapshot) -> RenderableType:
     from rich.text import Text
 
     counts, oldest = snapshot.counts, format_seconds(snapshot.oldest_seconds)
-    accepted_rate, delivered_rate = f"{snapshot.accepted_rate:,.0f}", f"{snapshot.delivered_rate:,.0f}"
+    accepted_rate, delivered_rate = round(snapshot.accepted_rate), round(snapshot.delivered_rate)
     p50, p99 = format_seconds(snapshot.accept_p50), format_seconds(snapshot.accept_p99)
     table = Table.grid(padding=(0, 2))
     for _ in range(3):
         table.add_column(style="dim")
         table.add_column(justify="right")
     for row in (
-        ("accepted", f"{counts.accepted:,}", "delivered", f"{counts.delivered:,}", "retried", f"{counts.retried:,}"),
-        (
-            "accepted per second",
-            accepted_rate,
-            "delivered per second",
-            delivered_rate,
-            "in doubt",
-            f"{counts.in_doubt:,}",
-        ),
-        ("dot to 250, p50", p50, "bounced", f"{counts.bounced:,}", "duplicates", f"{counts.duplicates:,}"),
-        ("dot to 250, p99", p99, "in flight", f"{snapshot.in_flight:,}", "", ""),
-        ("refused", f"{counts.refused:,}", "oldest in flight", oldest, "", ""),
+        ("accepted", counts.accepted, "delivered", counts.delivered, "retried", counts.retried),
+        ("accepted per second", accepted_rate, "delivered per second", delivered_rate, "in doubt", counts.in_doubt),
+        ("dot to 250, p50", p50, "bounced", counts.bounced, "duplicates", counts.duplicates),
+        ("dot to 250, p99", p99, "in flight", snapshot.in_flight),
+        ("refused", counts.refused, "oldest in flight", oldest),
     ):
-        table.add_row(*row)
+        table.add_row(*(cell if isinstance(cell, str) else f"{cell:,}" for cell in row))
     head = Table.grid(padding=(0, 1))
     head.add_row(
         Text(f"{snapshot.phase} {snapshot.elapsed:.0f} s", style="bold"),

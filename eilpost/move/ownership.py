@@ -8,19 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
-from mail.log import LogUnavailable, ShardLost
+from mail.log import DeliveryShard, LogUnavailable, RouterShard, ShardLost
 
 _JOIN_SECONDS = 40.0
 
 
-class Numbered(Protocol):
-    @property
-    def number(self) -> int: ...
-
-
-S = TypeVar("S", bound=Numbered)
+S = TypeVar("S", RouterShard, DeliveryShard)
 OwnShards = Callable[[Callable[[S], Awaitable[None]], asyncio.Event], Awaitable[None]]
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack
 from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, overload
@@ -66,13 +65,13 @@ class MoveRun:
     async def run(self) -> None:
         """Raises LogUnavailable, ShardLost, LogUnusable, SpoolUnavailable, ServiceError."""
         source, target = self.source, self.target
-        async with AsyncExitStack() as stack:
-            self._source_shards = await stack.enter_async_context(
-                own_all_shards(source.own_router_shards, source.counts.by_queue_id, "the log to move from")
-            )
-            self._target_shards = await stack.enter_async_context(
-                own_all_shards(target.own_router_shards, target.counts.by_queue_id, "the log to move to")
-            )
+        async with (
+            own_all_shards(
+                source.own_router_shards, source.counts.by_queue_id, "the log to move from"
+            ) as source_shards,
+            own_all_shards(target.own_router_shards, target.counts.by_queue_id, "the log to move to") as target_shards,
+        ):
+            self._source_shards, self._target_shards = source_shards, target_shards
             await gather_all(map(self._load_target, self._target_shards.all()))
             await gather_all(map(self._load_source, self._source_shards.all()))
             self.progress((await source.backlog()).accepted, 0)

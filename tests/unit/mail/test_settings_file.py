@@ -64,7 +64,7 @@ def test_rendered_settings_are_parsed_back(file: Path) -> None:
     assert settings.router.retry_delays == [timedelta(seconds=90), timedelta(hours=1)]
     assert settings.ingress.max_message_size == 1_000_000
     assert settings.resolver.servers == ["127.0.0.1:5353", "::1"]
-    file.write_text(render(settings, explain=False))
+    file.write_text(render(settings))
     assert load(file, {}) == settings
 
 
