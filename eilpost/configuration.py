@@ -17,18 +17,13 @@ from mail.settings_file import is_setting, load, variable_name
 from mail.settings_section import SettingsError
 
 CONFIG_VARIABLE = "EILPOST_CONFIG"
-DEMO_PATH = Path("var/demo/eilpost.toml")
+SEARCH_PATH = (Path("eilpost.toml"), Path("/etc/eilpost/eilpost.toml"), Path("var/demo/eilpost.toml"))
 # With one of these the storage is chosen explicitly, and no warning about defaults is printed.
 _STORAGE_VARIABLES = {"EILPOST_LOG__URL", "EILPOST_MAILBOXES__URL"}
 
 
-def search_path() -> tuple[Path, ...]:
-    """The default configuration files, in search order."""
-    return (Path("eilpost.toml"), Path("/etc/eilpost/eilpost.toml"), DEMO_PATH)
-
-
 def find(explicit_path: Path | None) -> Path | None:
-    """The given file, $EILPOST_CONFIG, or the first existing file of `search_path`. Raises SettingsError when
+    """The given file, $EILPOST_CONFIG, or the first existing file of `SEARCH_PATH`. Raises SettingsError when
     $EILPOST_CONFIG does not exist.
     """
     if explicit_path is None and (named := os.environ.get(CONFIG_VARIABLE)):
@@ -37,7 +32,7 @@ def find(explicit_path: Path | None) -> Path | None:
             raise SettingsError(f"{CONFIG_VARIABLE}: {without_url_password(named)}: there is no such file")
     if explicit_path is not None:
         return explicit_path
-    return next((path for path in search_path() if path.exists()), None)
+    return next((path for path in SEARCH_PATH if path.exists()), None)
 
 
 def load_process_config(explicit_path: Path | None) -> ProcessConfig:
@@ -47,7 +42,7 @@ def load_process_config(explicit_path: Path | None) -> ProcessConfig:
     path = find(explicit_path)
     settings = load(path)
     if path is None:
-        searched = ", ".join(str(place) for place in search_path())
+        searched = ", ".join(str(place) for place in SEARCH_PATH)
         variables = [name for name in sorted(os.environ) if is_setting(name)]
         if not variables:
             raise SettingsError(

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -23,6 +23,7 @@ from mail.telemetry.log import CONSUMER_LAG
 
 if TYPE_CHECKING:
     from mail.log import Log
+    from mail.log.kafka.history import KafkaHistory
     from mail.settings import SpoolSettings
     from mail.spool import Spool
 
@@ -32,14 +33,6 @@ MEASURE_EVERY = timedelta(seconds=5)
 PURGE_EVERY = timedelta(seconds=30)
 SWEEP_EVERY = timedelta(hours=1)
 ORDER_TOLERANCE = timedelta(hours=1)  # records are only roughly in the order of their messages; clocks differ
-
-
-class QueueReader(Protocol):
-    """The queue whose content a sweep must keep."""
-
-    async def summarize_queue(self, summary: QueueSummary) -> None: ...
-
-    async def oldest_unconsumed(self) -> datetime | None: ...
 
 
 @dataclass(eq=False, kw_only=True)
@@ -54,7 +47,7 @@ class Maintenance:
     log: Log
     spool: Spool
     sweeps: bool = True
-    other_queues: Callable[[], Sequence[QueueReader]] = lambda: ()
+    other_queues: Callable[[], Sequence[KafkaHistory]] = lambda: ()
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -74,7 +67,8 @@ class Maintenance:
         now = datetime.now(UTC)
         older_than = now - self.settings.retention
         # The unconsumed records before the queue: a record consumed in between is in the queue.
-        for queue in (self.log, *self.other_queues()):
+        queues: Sequence[Log | KafkaHistory] = (self.log, *self.other_queues())
+        for queue in queues:
             oldest_unread = await queue.oldest_unconsumed()
             if oldest_unread is not None:
                 older_than = min(older_than, oldest_unread - ORDER_TOLERANCE)

@@ -110,12 +110,10 @@ def _write_head(timeline: Timeline, output: Output) -> datetime | None:
     if message is None:
         output.write(("  the first events of this message are older than log.events_retention", "dim"))
         return timeline.events[0].time if timeline.events else None
-    output.write(("  from   ", "dim"), (format_sender(message), ""))
-    output.write(
-        ("  to     ", "dim"),
-        (format_addresses([recipient.original for recipient in message.envelope.recipients], 10), ""),
-    )
-    output.write(("  size   ", "dim"), (f"{format_bytes(message.size_bytes)} with our Received field", ""))
+    recipients = format_addresses([recipient.original for recipient in message.envelope.recipients], 10)
+    size = f"{format_bytes(message.size_bytes)} with our Received field"
+    for label, text in (("from", format_sender(message)), ("to", recipients), ("size", size)):
+        output.write((f"  {label:<7}", "dim"), (text, ""))
     output.write()
     return message.received
 

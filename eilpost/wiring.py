@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ from mail.masking import masked
 from mail.settings_section import SettingsError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mail.directory import Directory
     from mail.directory.file import FileDirectory
     from mail.log import HistoryLog, Log
@@ -252,36 +255,24 @@ def make_role(
 ) -> Role:
     """Build a role from its ports; only delivery and mailstore need `mailboxes`."""
     settings = process_config.settings
+    make: Callable[..., Role]
     match name:
         case "ingress":
             from ingress.listener import configured_listeners
             from ingress.server import Ingress
 
-            return Ingress(
-                listeners=configured_listeners(
-                    settings.ingress, settings.node, alias_depth=settings.router.max_alias_depth
-                ),
+            depth = settings.router.max_alias_depth
+            make = partial(
+                Ingress,
+                listeners=configured_listeners(settings.ingress, settings.node, alias_depth=depth),
                 settings=settings.ingress,
-                node=settings.node,
                 spool_settings=settings.spool,
                 log_settings=settings.log,
-                log=log,
-                spool=spool,
-                directory=directory,
-                resolver=resolver,
             )
         case "router":
             from router.server import Router
 
-            return Router(
-                settings=settings.router,
-                node=settings.node,
-                relay=relay_route(settings),
-                log=log,
-                spool=spool,
-                directory=directory,
-                resolver=resolver,
-            )
+            make = partial(Router, settings=settings.router, relay=relay_route(settings))
         case "delivery":
             from delivery.own_addresses import OwnAddresses
             from delivery.server import DeliveryRole
@@ -289,22 +280,14 @@ def make_role(
 
             assert mailboxes is not None
             listen = [endpoint.parse(settings.ingress.smtp_listen)] if settings.ingress.smtp_listen else []
-            others = [(address, settings.delivery.mx_port) for address in settings.delivery.own_addresses]
-            return DeliveryRole(
-                settings=settings.delivery,
-                node=settings.node,
-                log=log,
-                spool=spool,
-                directory=directory,
-                resolver=resolver,
-                mailboxes=mailboxes,
-                own_addresses=OwnAddresses(listen, others),
-            )
+            own = OwnAddresses(listen, [(each, settings.delivery.mx_port) for each in settings.delivery.own_addresses])
+            make = partial(DeliveryRole, settings=settings.delivery, mailboxes=mailboxes, own_addresses=own)
         case "mailstore":
             assert mailboxes is not None
             return make_mailstore(process_config, mailboxes=mailboxes, directory=directory)
         case _:
             raise ValueError(f"there is no role {name!r}")
+    return make(node=settings.node, log=log, spool=spool, directory=directory, resolver=resolver)
 
 
 def make_mailstore(process_config: ProcessConfig, *, mailboxes: Mailboxes, directory: Directory) -> Role:

@@ -53,6 +53,9 @@ _SECTIONS: Mapping[str, type[Section]] = {
 }
 
 _Key = tuple[str, str]
+_FIELDS: Mapping[_Key, FieldInfo] = {
+    (section, key): field for section, table in _SECTIONS.items() for key, field in table.model_fields.items()
+}
 _INLINE_ON_KAFKA = 4 << 20  # a broker holds several copies of a record in memory
 # Brokers accept 6 s to 30 min (group.min.session.timeout.ms, group.max.session.timeout.ms of Kafka 4). The maximum here
 # is shorter because the mail of a killed process is not processed for this time.
@@ -178,9 +181,8 @@ def _misspelt(environment: Mapping[str, str]) -> Iterator[str]:
     name of a section or resembles a setting (`EILPOST_LOG_URL`), or is `eilpost_config`. Other EILPOST_ variables are
     ignored.
     """
-    known = [f"{section}.{key}" for section, table in _SECTIONS.items() for key in table.model_fields]
-    names = {variable_name(old).removeprefix(ENVIRONMENT_PREFIX): new for old, new in RENAMED.items()}
-    names |= {variable_name(setting).removeprefix(ENVIRONMENT_PREFIX): setting for setting in known}
+    known = RENAMED | {name: name for name in map(".".join, _FIELDS)}
+    names = {variable_name(former).removeprefix(ENVIRONMENT_PREFIX): setting for former, setting in known.items()}
     sections = tuple(f"{section}_".upper() for section in _SECTIONS)
     for variable, text in sorted(environment.items()):
         name = variable.upper()
@@ -228,7 +230,7 @@ def _has_unit(field: FieldInfo, parse: Callable[[object], object]) -> bool:
 def _numbers_without_unit(values: Mapping[str, Mapping[str, Any]], name: Callable[[str, str], str]) -> Iterator[str]:
     for section, keys in values.items():
         for key, value in keys.items():
-            field = _SECTIONS[section].model_fields[key]
+            field = _FIELDS[section, key]
             if isinstance(value, int | float) and _has_unit(field, parse_size):
                 yield f'{name(section, key)}: found {masked(value)}; a size has a unit, like "256KiB" or "25MiB"'
             if isinstance(value, int | float) and _has_unit(field, parse_duration):
@@ -349,9 +351,4 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
         )
 
 
-_SECRETS = [
-    (section, key)
-    for section, table in _SECTIONS.items()
-    for key, field in table.model_fields.items()
-    if is_secret(field)
-]
+_SECRETS = [name for name, field in _FIELDS.items() if is_secret(field)]

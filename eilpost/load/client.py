@@ -27,8 +27,9 @@ class Client(asyncio.Protocol):
         self._reader = ReplyParser()
         self._replies: deque[ServerReply] = deque()
         self._unread_bytes = 0  # since the last time all replies were read
-        self._waiter: asyncio.Future[None] | None = None
-        self._drain_waiter: asyncio.Future[None] | None = None
+        self._has_news = asyncio.Event()  # a reply, or the end of the connection
+        self._can_write = asyncio.Event()
+        self._can_write.set()
         self._close_reason = "the server closed the connection"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -45,26 +46,20 @@ class Client(asyncio.Protocol):
             self._close_reason = "unexpected replies"
             self._replies.clear()
             self.transport.abort()
-        self._wake()
+        self._has_news.set()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_closed = True
         if exc is not None:
             self._close_reason = str(exc) or type(exc).__name__
-        self.resume_writing()
-        self._wake()
+        self._can_write.set()
+        self._has_news.set()
 
     def pause_writing(self) -> None:
-        self._drain_waiter = asyncio.get_running_loop().create_future()
+        self._can_write.clear()
 
     def resume_writing(self) -> None:
-        if self._drain_waiter is not None and not self._drain_waiter.done():
-            self._drain_waiter.set_result(None)
-        self._drain_waiter = None
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._can_write.set()
 
     @property
     def is_idle(self) -> bool:
@@ -77,19 +72,15 @@ class Client(asyncio.Protocol):
 
     async def drain(self) -> None:
         """Wait until most of the written data is sent, or the connection is closed."""
-        if self._drain_waiter is not None:
-            await self._drain_waiter
+        await self._can_write.wait()
 
     async def reply(self) -> ServerReply:
         """The next reply. Raises ConnectionLost."""
         while not self._replies:
             if self.is_closed:
                 raise ConnectionLost(self._close_reason)
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            self._has_news.clear()
+            await self._has_news.wait()
         reply = self._replies.popleft()
         if not self._replies:
             self._unread_bytes = 0

@@ -132,15 +132,12 @@ class SinkSession(asyncio.Protocol):
             self.transport.resume_reading()
 
     def process_buffer(self) -> None:
-        while self._can_process() and (self._read_content() if self._in_data else self._read_line()):
+        while not (self._closing or self._is_paused) and (self._read_content() if self._in_data else self._read_line()):
             if len(self._out) >= _OUT_BYTES:
                 self._flush()
         self._flush()
         if self._closing:
             self.transport.close()
-
-    def _can_process(self) -> bool:
-        return not self._closing and not self._is_paused
 
     def _flush(self) -> None:
         if self._out:
