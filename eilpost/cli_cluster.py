@@ -49,7 +49,7 @@ def topics_check(config: ConfigOption = None, json: JsonOption = False, tenant: 
     if access is None:
         return
     topic_states = run(_load_topics(access[0]))
-    topic_views = topics.topic_views(topic_states, *access, tenant)
+    topic_views = topics.topic_views(topic_states, *access)
     count_findings = topics.count_findings(topic_states, *access)
     with result_output():
         if json:

@@ -49,7 +49,7 @@ async def examine(
     findings: list[Finding] = []
     try:
         async with asyncio.timeout(limit_seconds):
-            async for part in _findings(access, settings, tenant, other_tenants):
+            async for part in _findings(access, settings, other_tenants):
                 findings += part
     except TimeoutError:
         text = f"some checks did not finish within {limit_seconds:.0f} s"
@@ -58,7 +58,7 @@ async def examine(
 
 
 async def _findings(
-    access: Access, settings: LogSettings, tenant: str, other_tenants: Mapping[str, LogSettings]
+    access: Access, settings: LogSettings, other_tenants: Mapping[str, LogSettings]
 ) -> AsyncIterator[list[Finding]]:
     brokers = await asyncio.gather(*(check_broker(access, address) for address in access.bootstrap_servers))
     reached = [broker for broker in brokers if isinstance(broker, Reachable)]
@@ -70,8 +70,8 @@ async def _findings(
     yield [fail(f"broker {broker.address}", broker.reason, broker.advice) for broker in unreached]
     unreachable = {broker.address for broker in [*brokers, *unreached] if isinstance(broker, Unreachable)}
     tasks = [
-        asyncio.create_task(topics_and_groups(make_access(log, name), log, name), name=f"topics of {log.prefix}")
-        for name, log in {tenant: settings, **other_tenants}.items()
+        asyncio.create_task(topics_and_groups(make_access(log, name), log), name=f"topics of {log.prefix}")
+        for name, log in {access.tenant: settings, **other_tenants}.items()
     ]
     try:
         done, _ = await asyncio.wait({tasks[0]}, timeout=_TOPICS_SECONDS)
@@ -85,19 +85,17 @@ async def _findings(
         await cancel_tasks(*tasks)
 
 
-async def topics_and_groups(
-    access: Access, settings: LogSettings, tenant: str
-) -> tuple[list[Finding], Mapping[Topic, TopicState]]:
+async def topics_and_groups(access: Access, settings: LogSettings) -> tuple[list[Finding], Mapping[Topic, TopicState]]:
     async with ClusterInfo(access) as cluster_info:
         try:
             topic_states = await cluster_info.topics()
         except LogUnavailable as error:
-            return [_error_finding(f"topics{topics.of_tenant(tenant)}", error)], {}
-        findings = topics.findings(topic_states, access, settings, tenant)
+            return [_error_finding(f"topics{topics.of_tenant(access)}", error)], {}
+        findings = topics.findings(topic_states, access, settings)
         if len(topic_states) == len(ALL_TOPICS):
             refused = await rights.missing_rights(access, cluster_info)
-            findings += [fail(f"access rights{topics.of_tenant(tenant)}", line, RIGHTS) for line in refused]
-        return findings + await group_findings(cluster_info, access, settings, topic_states, tenant), topic_states
+            findings += [fail(f"access rights{topics.of_tenant(access)}", line, RIGHTS) for line in refused]
+        return findings + await group_findings(cluster_info, access, settings, topic_states), topic_states
 
 
 def _error_finding(subject: str, error: LogUnavailable) -> Finding:
@@ -187,7 +185,6 @@ async def group_findings(
     access: Access,
     settings: LogSettings,
     topic_states: Mapping[Topic, TopicState],
-    tenant: str,
 ) -> list[Finding]:
     try:
         counts = shard_counts_of(topic_states, access, settings)
@@ -199,23 +196,23 @@ async def group_findings(
         states = await cluster_info.describe_groups([access.group(role) for role in (ROUTER, DELIVERY)])
     except LogUnusable as error:
         advice = "the shards of this group are stopped until it is fixed"
-        return [fail(f"groups{topics.of_tenant(tenant)}", str(error), advice)]
+        return [fail(f"groups{topics.of_tenant(access)}", str(error), advice)]
     except LogUnavailable as error:
-        return [_error_finding(f"groups{topics.of_tenant(tenant)}", error)]
+        return [_error_finding(f"groups{topics.of_tenant(access)}", error)]
     return [
-        group_finding(ROUTER, access, states, backlog.accepted + backlog.attempted, counts.by_queue_id, tenant),
-        group_finding(DELIVERY, access, states, backlog.dispatched, counts.of_dispatched, tenant),
-        *await unreadable.findings(history_reader, access, counts.by_queue_id, topics.of_tenant(tenant)),
+        group_finding(ROUTER, access, states, backlog.accepted + backlog.attempted, counts.by_queue_id),
+        group_finding(DELIVERY, access, states, backlog.dispatched, counts.of_dispatched),
+        *await unreadable.findings(history_reader, access, counts.by_queue_id),
     ]
 
 
 def group_finding(
-    role: str, access: Access, states: Mapping[str, tuple[str, int]], waiting: int, shards: int, tenant: str = ""
+    role: str, access: Access, states: Mapping[str, tuple[str, int]], waiting: int, shards: int
 ) -> Finding:
     name = access.group(role)
     state, members = states.get(name, ("Dead", 0))
     subject, records = f"group {name}", "lag 1 record" if waiting == 1 else f"lag {waiting} records"
-    start = f"start `eilpost {role}{topics.tenant_option(tenant)}` with this log.url"
+    start = f"start `eilpost {role}{topics.tenant_option(access)}` with this log.url"
     if not members:
         text = f"no process of this role is running, {records}"
         return fail(subject, text, start) if waiting else warn(subject, text, start)

@@ -21,7 +21,6 @@ from mail.settings import LogSettings
 from mail.units import format_duration, format_size
 
 _CENTURY_MS = 36500 * 86_400_000
-_CREATE = "run `eilpost topics create{}`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,27 +37,24 @@ class TopicView:
         return self.state.config.get(key, "") if self.state is not None else ""
 
 
-def tenant_option(tenant: str) -> str:
+def tenant_option(access: Access) -> str:
     """The additional option of a command for the topics of a dedicated tenant."""
-    return f" --tenant {tenant}" if tenant else ""
+    return f" --tenant {access.tenant}" if access.tenant else ""
 
 
-def of_tenant(tenant: str) -> str:
+def of_tenant(access: Access) -> str:
     """The suffix that names the dedicated tenant, if any."""
-    return f" of tenant {tenant}" if tenant else ""
+    return f" of tenant {access.tenant}" if access.tenant else ""
 
 
-def topic_views(
-    topic_states: Mapping[Topic, TopicState], access: Access, settings: LogSettings, tenant: str = ""
-) -> list[TopicView]:
+def topic_views(topic_states: Mapping[Topic, TopicState], access: Access, settings: LogSettings) -> list[TopicView]:
     wrong = list(problems(topic_states, settings))
+    create = f"run `eilpost topics create{tenant_option(access)}`"
     views = []
     for topic in ALL_TOPICS:
         name, state = access.topic(topic), topic_states.get(topic)
         if state is None:
-            views.append(
-                TopicView(Level.FAIL, name, topic, None, (f"missing: {_CREATE.format(tenant_option(tenant))}",))
-            )
+            views.append(TopicView(Level.FAIL, name, topic, None, (f"missing: {create}",)))
             continue
         topic_problems = [problem for problem in wrong if problem.topic == name]
         is_fatal = any(problem.fatal for problem in topic_problems) and settings.durability != "dev"
@@ -67,9 +63,7 @@ def topic_views(
     return views
 
 
-def count_findings(
-    topic_states: Mapping[Topic, TopicState], access: Access, settings: LogSettings, tenant: str = ""
-) -> list[Finding]:
+def count_findings(topic_states: Mapping[Topic, TopicState], access: Access, settings: LogSettings) -> list[Finding]:
     """Errors in the partition counts; none while topics are missing."""
     if len(topic_states) < len(ALL_TOPICS):
         return []
@@ -77,27 +71,26 @@ def count_findings(
         shard_counts_of(topic_states, access, settings)
     except LogUnusable as error:
         text, _, advice = str(error).partition(": ")
-        return [fail(f"partitions{of_tenant(tenant)}", text, advice)]
+        return [fail(f"partitions{of_tenant(access)}", text, advice)]
     return []
 
 
-def findings(
-    topic_states: Mapping[Topic, TopicState], access: Access, settings: LogSettings, tenant: str = ""
-) -> list[Finding]:
+def findings(topic_states: Mapping[Topic, TopicState], access: Access, settings: LogSettings) -> list[Finding]:
     """A finding per topic and one for wrong partition counts; a single finding when no topic exists."""
     if not topic_states:
-        text = f"no topic {access.prefix}*{of_tenant(tenant)} exists"
-        return [fail(f"topics {access.prefix}*", text, _CREATE.format(tenant_option(tenant)), "or correct log.prefix")]
+        text = f"no topic {access.prefix}*{of_tenant(access)} exists"
+        create = f"run `eilpost topics create{tenant_option(access)}`"
+        return [fail(f"topics {access.prefix}*", text, create, "or correct log.prefix")]
     topic_findings = [
-        Finding(view.level, f"topic {view.name}", _topic_text(view, tenant), view.advice)
-        for view in topic_views(topic_states, access, settings, tenant)
+        Finding(view.level, f"topic {view.name}", _topic_text(view, access), view.advice)
+        for view in topic_views(topic_states, access, settings)
     ]
-    return topic_findings + count_findings(topic_states, access, settings, tenant)
+    return topic_findings + count_findings(topic_states, access, settings)
 
 
-def _topic_text(view: TopicView, tenant: str) -> str:
+def _topic_text(view: TopicView, access: Access) -> str:
     if view.state is None:
-        return f"missing topic{of_tenant(tenant)}"
+        return f"missing topic{of_tenant(access)}"
     state, min_in_sync = view.state, view.config("min.insync.replicas")
     in_sync = f"{state.in_sync} in sync, min ISR {min_in_sync}"
     return f"partitions: {state.partitions}, replicas: {state.replication} ({in_sync}), retention: {_retention(view)}"

@@ -12,6 +12,7 @@ from contextlib import suppress
 
 from eilpost.doctor.finding import RIGHTS, Finding, fail, warn
 from eilpost.doctor.quarantine import quarantine_finding
+from eilpost.doctor.topics import of_tenant
 from mail.log import Damaged, LogNotAuthorized, LogUnavailable, LogUnusable
 from mail.log.kafka.access import Access
 from mail.log.kafka.decode import decode_record
@@ -32,10 +33,9 @@ _ADVICE = (
 )
 
 
-async def findings(
-    history_reader: KafkaHistoryReader, access: Access, shards: int, tenant_suffix: str = ""
-) -> list[Finding]:
-    """A FAIL for each shard that is stopped by an unreadable record. `tenant_suffix` names a dedicated tenant."""
+async def findings(history_reader: KafkaHistoryReader, access: Access, shards: int) -> list[Finding]:
+    """A FAIL for each shard that is stopped by an unreadable record."""
+    subject = f"records{of_tenant(access)}"
     result: list[Finding] = []
     try:
         async with asyncio.timeout(_FIRST_SECONDS):
@@ -45,13 +45,11 @@ async def findings(
                 async for finding in _queue_findings(history_reader, access, shards):
                     result.append(finding)
     except TimeoutError:
-        return [
-            warn(f"records{tenant_suffix}", f"cannot be read within {_FIRST_SECONDS:.0f} s", "see the brokers' logs")
-        ]
+        return [warn(subject, f"cannot be read within {_FIRST_SECONDS:.0f} s", "see the brokers' logs")]
     except LogNotAuthorized as error:
-        return [*result, fail(f"records{tenant_suffix}", str(error), RIGHTS)]
+        return [*result, fail(subject, str(error), RIGHTS)]
     except LogUnavailable as error:
-        return [*result, fail(f"records{tenant_suffix}", f"cannot be checked: {error}", "see the brokers' logs")]
+        return [*result, fail(subject, f"cannot be checked: {error}", "see the brokers' logs")]
     return result
 
 

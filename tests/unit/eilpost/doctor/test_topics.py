@@ -93,10 +93,10 @@ def test_missing_topic_and_wrong_partition_count_are_reported() -> None:
 
 
 def test_advice_for_a_tenant_names_the_tenant_option() -> None:
-    (finding,) = topics.findings({}, ACCESS, SETTINGS, "acme")
+    (finding,) = topics.findings({}, replace(ACCESS, tenant="acme"), SETTINGS)
     assert (finding.level, finding.text) == (Level.FAIL, "no topic mail.* of tenant acme exists")
     assert finding.advice[0] == "run `eilpost topics create --tenant acme`"
-    finding = brokers.group_finding("router", ACCESS, {}, 1, 12, "acme")
+    finding = brokers.group_finding("router", replace(ACCESS, tenant="acme"), {}, 1, 12)
     assert finding.advice == ("start `eilpost router --tenant acme` with this log.url",)
 
 
@@ -120,12 +120,12 @@ async def test_unavailable_cluster_is_reported_for_each_tenant(monkeypatch: pyte
     monkeypatch.setattr(brokers, "ClusterInfo", lambda _: _UnavailableCluster())
     for part in ("groups", "topics"):
         findings = []
-        for tenant in ("", "acme", "initech"):
+        for access in (replace(ACCESS, tenant=tenant) for tenant in ("", "acme", "initech")):
             if part == "groups":
-                groups = await brokers.group_findings(_UnavailableCluster(), ACCESS, SETTINGS, sound(), tenant)  # type: ignore[arg-type]
+                groups = await brokers.group_findings(_UnavailableCluster(), access, SETTINGS, sound())  # type: ignore[arg-type]
                 findings += groups
             else:
-                findings += (await brokers.topics_and_groups(ACCESS, SETTINGS, tenant))[0]
+                findings += (await brokers.topics_and_groups(access, SETTINGS))[0]
         subjects = [part, f"{part} of tenant acme", f"{part} of tenant initech"]
         assert [finding.subject for finding in findings] == subjects
         assert all(finding.text.startswith("cannot be checked: ") for finding in findings)
