@@ -46,5 +46,5 @@ def config_check(config: ConfigOption = None) -> None:
     path = wiring.directory_path(process_config)
     snapshot, _status = load(path)
     for warning in directory_warnings(snapshot, path):
-        print_message(f"warning: {warning.text}; {warning.advice}")
+        print_message(f"warning: {warning.text}; {warning.advice[0]}")
     print(f"{configuration.find(config) or 'environment'}: ok; {directory_counts(snapshot)}")  # noqa: T201

@@ -13,7 +13,8 @@ from eilpost.cli_help import examples
 from eilpost.terminal import JsonOption, TenantOption, print_json, print_message, run
 
 if TYPE_CHECKING:
-    from eilpost.move.command import MoveCount, MoveResult
+    from eilpost.move.command import MoveCount
+    from eilpost.move.run import MoveTotals
 
 EPILOG = (
     "Stop all processes on both logs first, and start none before the command has ended. If it is interrupted, the same"
@@ -69,7 +70,7 @@ def move(
         bar.update(task, total=(bar.tasks[task].total or 0) + found, advance=moved)
 
     with bar if sys.stderr.isatty() else nullcontext():
-        result = run(
+        totals = run(
             command.move(
                 source_endpoint,
                 target_endpoint,
@@ -80,9 +81,9 @@ def move(
             )
         )
     if json:
-        print_json({**asdict(result.totals), "lost": result.lost, "seconds": round(result.seconds, 3)})
+        print_json({**asdict(totals), "seconds": round(totals.seconds, 3)})
     else:
-        print(_moved_text(result))  # noqa: T201
+        print(_moved_text(totals))  # noqa: T201
 
 
 def _count_text(count: MoveCount) -> str:
@@ -95,19 +96,18 @@ def _count_text(count: MoveCount) -> str:
     )
 
 
-def _moved_text(result: MoveResult) -> str:
+def _moved_text(totals: MoveTotals) -> str:
     from datetime import timedelta
 
     from eilpost.format import format_age, format_bytes
 
-    totals = result.totals
     text = (
         f"moved {totals.messages:,} messages ({totals.unread:,} not yet read by the router), {totals.deliveries:,}"
         f" deliveries, {format_bytes(totals.size_bytes)}, {totals.events:,} history events in"
-        f" {format_age(timedelta(seconds=result.seconds))}"
+        f" {format_age(timedelta(seconds=totals.seconds))}"
     )
     if totals.known:
         text += f"; {totals.known:,} were moved before by an interrupted move"
-    if result.lost:
-        text += f"; {result.lost:,} without content, which was lost before"
+    if totals.lost:
+        text += f"; {totals.lost:,} without content, which was lost before"
     return text

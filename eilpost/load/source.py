@@ -104,12 +104,9 @@ class Source:
                         continue
                 failures = 0
                 sent += 1
-                if not await self._send(client, message):
-                    client.transport.abort()
-                    client = None
-                    target_index += 1
-                elif sent >= self.per_connection:  # close now: the next message may be due much later
-                    await _quit(client)
+                is_usable = await self._send(client, message)
+                if not is_usable or sent >= self.per_connection:  # close now: the next message may be due much later
+                    await _quit(client) if is_usable else client.transport.abort()
                     client = None
                     target_index += 1
         finally:

@@ -9,7 +9,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 from eilpost.move.endpoints import Endpoint, check_endpoints, require_unused, share_spool
@@ -23,13 +23,6 @@ from mail.spool import SpoolUnavailable
 
 _TRIES = 4  # consecutive runs without progress before the command fails
 _PAUSE_SECONDS = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class MoveResult:
-    totals: MoveTotals
-    lost: int
-    seconds: float
 
 
 @dataclass(slots=True)
@@ -76,7 +69,7 @@ async def move(
     lost_too: bool,
     progress: Progress,
     print_message: Callable[[str], None],
-) -> MoveResult:
+) -> MoveTotals:
     """Raises SettingsError, LogUnusable, ServiceError, SpoolUnavailable."""
     check_endpoints(source, target)
     os.umask(0o077)  # created files contain mail: no access for other users
@@ -93,7 +86,7 @@ async def move(
         totals = await move_until_done(
             source_log, target_log, copier, history=history, progress=progress, print_message=print_message
         )
-    return MoveResult(totals, copier.lost_count, perf_counter() - started_at)
+    return replace(totals, lost=copier.lost_count, seconds=perf_counter() - started_at)
 
 
 async def move_until_done(

@@ -32,7 +32,9 @@ Progress = Callable[[int, int], object]  # called with the items found (approxim
 
 @dataclass(slots=True)
 class MoveTotals:
-    """What was moved, over all runs of a command. `known`: already on the target, only removed from the source."""
+    """What was moved, over all runs of a command. `known`: already on the target, only removed from the source. `lost`:
+    moved without content.
+    """
 
     messages: int = 0
     unread: int = 0
@@ -40,6 +42,8 @@ class MoveTotals:
     size_bytes: int = 0
     events: int = 0
     known: int = 0
+    lost: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(eq=False)
