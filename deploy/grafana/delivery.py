@@ -22,7 +22,7 @@ from deploy.grafana.panels import (
 from deploy.grafana.promql import PROCESS, by_process, percentiles, rate, rate_by, share, total
 
 _BY_PROVIDER = rate("delivery_attempts_total", "provider")
-_POLICY = "~[45][.]7"
+_REFUSED_BY_POLICY = f"{rate('delivery_failures_total', 'provider', status='~[45][.]7')} / ({_BY_PROVIDER} > 0)"
 
 
 def _provider_share(result: str) -> str:
@@ -59,7 +59,7 @@ _RESULTS = (
     lines(
         12,
         "Refused by policy, by provider",
-        {"{{provider}}": f"{rate('delivery_failures_total', 'provider', status=_POLICY)} / ({_BY_PROVIDER} > 0)"},
+        {"{{provider}}": _REFUSED_BY_POLICY},
         SHARE,
         limits=((0.1, RED),),
     ).description(
@@ -74,19 +74,11 @@ _RESULTS = (
         {
             "attempts": (f"{_BY_PROVIDER} > 0", PER_SECOND),
             "delivered": (_provider_share("delivered"), SHARE),
-            "deferred": (_provider_share("deferred"), SHARE),
-            "failed": (_provider_share("failed"), SHARE),
-            "refused by policy": (
-                f"{rate('delivery_failures_total', 'provider', status=_POLICY)} / ({_BY_PROVIDER} > 0)",
-                SHARE,
-            ),
+            "deferred": (_provider_share("deferred"), SHARE, DEFERRED_LEVELS),
+            "failed": (_provider_share("failed"), SHARE, FAILED_LEVELS),
+            "refused by policy": (_REFUSED_BY_POLICY, SHARE, ((0.05, ORANGE), (0.1, RED))),
         },
         ("provider",),
-        coloured={
-            "deferred": DEFERRED_LEVELS,
-            "failed": FAILED_LEVELS,
-            "refused by policy": ((0.05, ORANGE), (0.1, RED)),
-        },
     )
     .span(24)
     .height(6)

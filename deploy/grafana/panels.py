@@ -19,6 +19,7 @@ from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 from deploy.grafana.promql import rate
 
 Panel: TypeAlias = "stat.Panel | timeseries.Panel | table.Panel | heatmap.Panel"
+Levels: TypeAlias = Sequence[tuple[float, str]]  # the colour from each value on
 P = TypeVar("P", stat.Panel, timeseries.Panel, table.Panel, heatmap.Panel)
 
 DATASOURCE = model.DataSourceRef(type_val="prometheus", uid="$datasource")
@@ -164,7 +165,7 @@ def lines(
     stacked: bool = False,
     bars: bool = False,
     log: bool = False,
-    limits: Sequence[tuple[float, str]] = (),
+    limits: Levels = (),
     most: float | None = None,
     board: str = "",
 ) -> timeseries.Panel:
@@ -224,14 +225,13 @@ def heat_map(id_: int, title: str, histogram: str, unit: str = SECONDS) -> heatm
 def value_table(
     id_: int,
     title: str,
-    columns: Mapping[str, tuple[str, str]],
+    columns: Mapping[str, tuple[str, str] | tuple[str, str, Levels]],
     labels: Sequence[str],
     *,
-    coloured: Mapping[str, Sequence[tuple[float, str]]] | None = None,
     hidden: Sequence[str] = (),
     empty: str = "none",
 ) -> table.Panel:
-    """A table: one row for each value of `labels`. `columns`: expression and unit by head."""
+    """A table: one row for each value of `labels`. `columns`: by head, expression, unit and levels of colour."""
     refs = {head: chr(65 + n) for n, head in enumerate(columns)}
     renamed = {"Value" if len(columns) == 1 else f"Value #{ref}": head for head, ref in refs.items()}
     panel = (
@@ -244,7 +244,7 @@ def value_table(
                 .instant()
                 .format(PromQueryFormat.TABLE)
                 .datasource(DATASOURCE)
-                for head, (expression, _unit) in columns.items()
+                for head, (expression, *_) in columns.items()
             ]
         )
         .with_transformation(model.DataTransformerConfig(id_val="merge", options={}))
@@ -261,10 +261,10 @@ def value_table(
         .filterable(True)
         .no_value(empty)
     )
-    for head, (_expression, unit) in columns.items():
+    for head, (_expression, unit, *levels) in columns.items():
         properties: list[tuple[str, Any]] = [("unit", unit)]
-        if coloured and head in coloured:
-            properties.append(("thresholds", steps(*coloured[head]).build()))
+        if levels:
+            properties.append(("thresholds", steps(*levels[0]).build()))
             properties.append(("custom.cellOptions", {"type": "color-background", "mode": "basic"}))
         panel.override_by_name(head, [model.DynamicConfigValue(id_val=name, value=value) for name, value in properties])
     return panel

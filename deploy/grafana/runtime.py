@@ -29,6 +29,10 @@ def _by_process(expression: str) -> str:
     return process(f"sum by (role, {PROCESS}) ({expression})")
 
 
+_OPEN_FILES = f"{_series('process_open_fds')} / {_series('process_max_fds')}"
+_CPU = f"rate({_series('process_cpu_seconds_total')}[$__rate_interval])"
+_CERTIFICATE_EXPIRY = _series("certificate_expiry_timestamp_seconds")
+
 _STATS = (
     number(1, "Ready", total("ready", selected=BY_ROLE)).description("Processes that answer /readyz with 200."),
     not_ready(2, title="Not ready", expression=_NOT_READY),
@@ -39,13 +43,11 @@ _STATS = (
     .thresholds(steps((1, ORANGE)))
     .decimals(0)
     .description("Restarts of a process under the same name, in the chosen time."),
-    number(5, "Busiest process", f"max(rate({_series('process_cpu_seconds_total')}[$__rate_interval]))")
+    number(5, "Busiest process", f"max({_CPU})")
     .thresholds(steps((0.8, ORANGE), (1.0, RED)))
     .decimals(2)
     .description("Processor cores that the busiest process uses. One event loop uses at most little more than one."),
-    number(
-        6, "Certificate expires in", f"min({_series('certificate_expiry_timestamp_seconds')}) - time()", "dtdurations"
-    )
+    number(6, "Certificate expires in", f"min({_CERTIFICATE_EXPIRY}) - time()", "dtdurations")
     .thresholds(steps((14 * 86400, ORANGE), (30 * 86400, GREEN), base=RED))
     .description("Time until the first loaded certificate expires. The alert is at 14 days."),
 )
@@ -61,19 +63,14 @@ _PROCESSES = (
         20,
         "Processes",
         {
-            "ready": (_by_process(_series("ready")), COUNT),
+            "ready": (_by_process(_series("ready")), COUNT, ((1, GREEN),)),
             "up for": (_by_process(f"time() - {_series('process_start_time_seconds')}"), "dtdurations"),
-            "CPU": (_by_process(f"rate({_series('process_cpu_seconds_total')}[$__rate_interval])"), COUNT),
+            "CPU": (_by_process(_CPU), COUNT, ((0.8, ORANGE), (1.0, RED))),
             "resident memory": (_by_process(_series("process_resident_memory_bytes")), BYTES),
             "virtual memory": (_by_process(_series("process_virtual_memory_bytes")), BYTES),
-            "open files": (_by_process(f"{_series('process_open_fds')} / {_series('process_max_fds')}"), SHARE),
+            "open files": (_by_process(_OPEN_FILES), SHARE, ((0.5, ORANGE), (0.8, RED))),
         },
         ("role", "process"),
-        coloured={
-            "ready": ((1, GREEN),),
-            "CPU": ((0.8, ORANGE), (1.0, RED)),
-            "open files": ((0.5, ORANGE), (0.8, RED)),
-        },
         hidden=("pod", "instance"),
     )
     .height(9)
@@ -97,7 +94,7 @@ _RESOURCES = (
     lines(
         14,
         "Open files",
-        {"{{role}}": f"max by (role) ({_series('process_open_fds')} / {_series('process_max_fds')})"},
+        {"{{role}}": f"max by (role) ({_OPEN_FILES})"},
         SHARE,
     ).description("Share of the open files that a process may have, the highest of each role."),
     lines(
@@ -148,12 +145,7 @@ _VERSIONS = (
     value_table(
         22,
         "Certificates",
-        {
-            "expires in": (
-                f"min by (use, role) ({_series('certificate_expiry_timestamp_seconds')}) - time()",
-                "dtdurations",
-            )
-        },
+        {"expires in": (f"min by (use, role) ({_CERTIFICATE_EXPIRY}) - time()", "dtdurations")},
         ("role", "use"),
         empty="no certificate is loaded",
     )

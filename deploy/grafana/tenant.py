@@ -50,12 +50,11 @@ _TENANTS = (
             "routed": (rate("routed_messages_total", _T), PER_SECOND),
             "delivered": (rate("delivered_messages_total", _T), PER_SECOND),
             "in the queue": (total("queue_recipients", _T), COUNT),
-            "oldest runnable": (age("queue_oldest_runnable_timestamp_seconds", _T), SECONDS),
-            "deferred": (_DEFERRED, SHARE),
-            "late": (late_share(_T), SHARE),
+            "oldest runnable": (age("queue_oldest_runnable_timestamp_seconds", _T), SECONDS, AGE_LEVELS),
+            "deferred": (_DEFERRED, SHARE, DEFERRED_LEVELS),
+            "late": (late_share(_T), SHARE, LATE_LEVELS),
         },
         ("tenant",),
-        coloured={"oldest runnable": AGE_LEVELS, "deferred": DEFERRED_LEVELS, "late": LATE_LEVELS},
     )
     .height(5)
     .description("`shared` is all tenants that share topics and workers; a dedicated tenant has its own."),
