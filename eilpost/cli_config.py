@@ -38,7 +38,7 @@ def config_show(
 def config_check(config: ConfigOption = None) -> None:
     """Check the configuration and the directory file."""
     from eilpost import configuration, wiring
-    from eilpost.directory_warnings import directory_counts, directory_warnings
+    from eilpost.doctor.directory_warnings import directory_counts, directory_warnings
     from mail.directory.file import load
 
     process_config = configuration.load_process_config(config)

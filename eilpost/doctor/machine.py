@@ -16,7 +16,7 @@ from pwd import getpwuid
 from shutil import disk_usage
 from time import perf_counter
 
-from eilpost.directory_warnings import directory_counts, directory_warnings
+from eilpost.doctor.directory_warnings import directory_counts, directory_warnings
 from eilpost.doctor.finding import Finding, fail, ok, warn
 from eilpost.format import format_age, format_bytes
 from eilpost.wiring import ProcessConfig, directory_path, make_spool

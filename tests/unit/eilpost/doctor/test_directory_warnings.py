@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from eilpost.directory_warnings import directory_warnings
+from eilpost.doctor.directory_warnings import directory_warnings
 from mail.directory.file import load
 
 DIRECTORY = """\
