@@ -105,6 +105,13 @@ def run_role(name: str, process_config: ProcessConfig) -> int:
     return run(process_config, (name,))
 
 
+def _warn_of_root() -> None:
+    """Nothing here needs root; ports below 1024 need CAP_NET_BIND_SERVICE only."""
+    if os.geteuid() == 0:
+        advice = "use a user without privileges; ports below 1024 need the capability CAP_NET_BIND_SERVICE only"
+        logger.warning("running as root", advice=advice)
+
+
 def _raise_open_file_limit(settings: Settings) -> None:
     """Raise the limit of open files above the limits of connections; the usual 1024 is lower."""
     pop3 = 2 * settings.mailstore.max_connections  # a socket and an open mailbox each
@@ -140,6 +147,7 @@ async def _run_roles(
         on_ready()  # before the log line
         named = {setting.name: address for setting, address in addresses.items()}
         logger.info("ready", hostname=settings.node.hostname, **named)
+        _warn_of_root()
 
     async with AsyncExitStack() as stack:
         directory = make_directory(process_config)
