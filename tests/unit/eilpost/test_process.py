@@ -82,13 +82,14 @@ def test_wrong_setting_is_one_line_as_termination_message(
 
 def test_process_runs_by_environment_variables_without_warnings(tmp_path: Path) -> None:
     process = _in_a_pod(tmp_path, "up")
+    assert process.stderr is not None
     try:
-        assert process.stderr is not None
         first = json.loads(process.stderr.readline())
         assert (first["event"], first["level"]) == ("ready", "info")
     finally:
         process.send_signal(signal.SIGTERM)
-        _, err = process.communicate(timeout=30)
+        err = process.stderr.read()  # not `communicate`, which omits what `readline` has read ahead
+        process.communicate(timeout=30)
     assert process.returncode == 0
     warnings = [line["event"] for line in map(json.loads, err.splitlines()) if line["level"] != "info"]
     assert warnings == (["running as root"] if os.geteuid() == 0 else [])
