@@ -75,7 +75,8 @@ class QueueEntry(FrameStruct, frozen=True, tag="queue_entry"):
     record of the queue. Key: the delivery id; a later record replaces an earlier one.
 
     `content` is None while it is inside `Dispatched`; for a waiting delivery it is `Spooled`, or `Inline` when the
-    spool failed. `attempts` counts reported attempts; `last` is the last reply that was not 2xx.
+    spool failed. `attempts` counts reported attempts; `last` is the last reply that was not 2xx. `failed_members`: one
+    entry of a message, or their sum, counts the failed recipients behind aliases that have left the queue.
     """
 
     delivery: Delivery
@@ -84,6 +85,7 @@ class QueueEntry(FrameStruct, frozen=True, tag="queue_entry"):
     attempts: int = 0
     last: Reply | None = None
     last_remote: str | None = None
+    failed_members: int = 0
 
 
 def is_corrupt(entry: QueueEntry) -> bool:

@@ -52,6 +52,8 @@ CONTENT_LOST = Reply(554, "5.3.0", "Message content lost")  # a bug of eilpost; 
 # Both keep a record below Kafka's limit (1 MiB by default), however long the replies are.
 RECIPIENTS_PER_DSN = 50
 RECIPIENTS_PER_EVENT = 200
+MEMBERS_LISTED = RECIPIENTS_PER_DSN  # recipients behind aliases, in all DSNs about a message
+DELIVERIES_SEARCHED = 10_000  # of a message, for an open one
 OUTCOME_MISSING = Reply(451, "4.3.0", "Delivery attempt reported no result")
 
 
@@ -86,29 +88,37 @@ def _on_accepted(queue: MailQueue, trigger: Accepted, context: RoutingContext, n
         return  # duplicate append
     yield Event(queue_id, now, MessageAccepted(message))
     expansion = expand(message.envelope.recipients, context.snapshot, policy.alias_depth)
-    failures = [FailedRecipient(refusal.recipient, refusal.reply) for refusal in expansion.refused]
-    groups: dict[Route, list[Recipient]] = {}
+    failures: dict[Address | None, list[FailedRecipient]] = {}  # by the owner who gets the reports
+    for refusal in expansion.refused:
+        failures.setdefault(refusal.owner, []).append(FailedRecipient(refusal.recipient, refusal.reply))
+    groups: dict[tuple[Route, Address | None], list[Recipient]] = {}
     for final in expansion.final_recipients:
         hop = _fail_if_expired(next_hop(final.recipient.address, final.destination, context), message, context, now)
         if isinstance(hop, Reply):
-            failures.append(FailedRecipient(final.recipient, hop))
+            failures.setdefault(final.owner, []).append(FailedRecipient(final.recipient, hop))
         else:
-            groups.setdefault(hop, []).append(final.recipient)
+            groups.setdefault((hop, final.owner), []).append(final.recipient)
     number = 0
-    for route, recipients in groups.items():
+    for (route, owner), recipients in groups.items():
         # A mailbox stores one copy per delivery, however many of its owner's addresses the message names.
         group_size = len(recipients) if isinstance(route, ToMailbox) else policy.recipients_per_delivery
         for start in range(0, len(recipients), group_size):
             number += 1
             part = tuple(recipients[start : start + group_size])
-            delivery = Delivery(delivery_id(queue_id, number), with_recipients(message, part), route)
+            delivery = Delivery(
+                delivery_id(queue_id, number), with_recipients(_from_owner(message, owner), part), route
+            )
             yield from _enqueue(queue, delivery, trigger.content, context, now)
-    if failures:
+    failed_members = 0
+    for owner, failed in failures.items():
         headers = _original_headers(trigger.content, queue_id, context)
-        yield from _failure_events(queue_id, failures, now)
-        yield from _bounce(message, failures, headers, f"{queue_id}/accepted", context, now)
-    if number == 0:
-        yield Event(queue_id, now, Closed())
+        yield from _failure_events(queue_id, failed, now)
+        seed = f"{queue_id}/accepted" if owner is None else f"{queue_id}/accepted/{owner}"
+        own_message = _from_owner(message, owner)
+        failed_members += _member_count(own_message, failed)
+        yield from _bounce(queue, own_message, failed, headers, seed, context, now)
+    if failures or number == 0:
+        yield from _on_settled(queue, queue_id, failed_members, now)
 
 
 def _enqueue(
@@ -156,6 +166,7 @@ def _on_attempted(queue: MailQueue, trigger: Attempted, context: RoutingContext,
         return  # duplicate report, or the delivery is settled already
     delivery, policy = entry.delivery, context.policy
     message = delivery.message
+    earlier = queue.failed_members(message.queue_id)
     content = trigger.content or entry.content
     failures: list[FailedRecipient] = []
     still_deferred: list[tuple[Recipient, Deferred]] = []
@@ -189,6 +200,7 @@ def _on_attempted(queue: MailQueue, trigger: Attempted, context: RoutingContext,
             trigger.number,
             last.reply,
             last.remote,
+            entry.failed_members + _member_count(message, failures),
         )
     else:
         yield QueueTombstone(delivery.id)
@@ -201,11 +213,13 @@ def _on_attempted(queue: MailQueue, trigger: Attempted, context: RoutingContext,
     )
     if failed_by_router:
         yield from _failure_events(message.queue_id, failed_by_router, now)
-    if failures or failed_by_router:
-        seed = f"{delivery.id}/{trigger.number}"
-        yield from _bounce(message, failures + failed_by_router, trigger.headers, seed, context, now)
+    failures += failed_by_router
+    yield from _bounce(
+        queue, message, failures, trigger.headers, f"{delivery.id}/{trigger.number}", context, now, earlier
+    )
     if due is None:
-        yield from _close_if_done(queue, message.queue_id, now)
+        failed_members = entry.failed_members + _member_count(message, failures)
+        yield from _on_settled(queue, message.queue_id, failed_members, now)
 
 
 def _on_due(queue: MailQueue, trigger: Due, context: RoutingContext, now: datetime) -> Iterator[Record]:
@@ -223,10 +237,12 @@ def _on_due(queue: MailQueue, trigger: Due, context: RoutingContext, now: dateti
     if isinstance(hop, Reply):
         failures = [FailedRecipient(recipient, hop) for recipient in message.envelope.recipients]
         headers = _original_headers(content, queue_id, context)
+        earlier = queue.failed_members(queue_id)
         yield QueueTombstone(entry.delivery.id)
         yield from _failure_events(queue_id, failures, now)
-        yield from _bounce(message, failures, headers, f"{entry.delivery.id}/{entry.attempts}/due", context, now)
-        yield from _close_if_done(queue, queue_id, now)
+        seed = f"{entry.delivery.id}/{entry.attempts}/due"
+        yield from _bounce(queue, message, failures, headers, seed, context, now, earlier)
+        yield from _on_settled(queue, queue_id, entry.failed_members + _member_count(message, failures), now)
         return
     assert content is not None
     delivery = entry.delivery if hop == entry.delivery.route else replace(entry.delivery, route=hop)
@@ -314,32 +330,82 @@ def _fail_if_expired(hop: Route | Reply, message: Message, context: RoutingConte
     return hop
 
 
+def _from_owner(message: Message, owner: Address | None) -> Message:
+    """The message as the owner of a list sends it to the members (RFC 5321 section 3.9.2); reports keep their null
+    reverse-path.
+    """
+    if owner is None or message.envelope.reverse_path is None:
+        return message
+    return replace(message, envelope=replace(message.envelope, reverse_path=owner, ret=None, envid=None))
+
+
 def _bounce(
+    queue: MailQueue,
     message: Message,
     failures: Sequence[FailedRecipient],
     headers: bytes,
     seed: str,
     context: RoutingContext,
     now: datetime,
+    earlier: int = 0,
 ) -> Iterator[Record]:
-    """The DSNs about `failures`; none for a null reverse-path or if NOTIFY forbids it."""
+    """The DSNs about `failures`; none for a null reverse-path or if NOTIFY forbids it.
+
+    The sender may be forged, and an alias without owner may have thousands of members: the first `MEMBERS_LISTED` of a
+    message are listed, `earlier` ones included, and the last DSN has the number of all. The header is quoted once.
+    """
     if message.envelope.reverse_path is None:
         # RFC 5321 section 4.5.5: no DSN about a DSN; the recipients are discarded.
         for part in _batched(failures, RECIPIENTS_PER_EVENT):
             yield Event(message.queue_id, now, Discarded(tuple(failure.recipient.address for failure in part)))
         return
-    # RFC 3461 section 4.1: without NOTIFY failures are reported; with NEVER, or a list without FAILURE, they are not.
-    reported = [f for f in failures if f.recipient.notify is None or Notify.FAILURE in f.recipient.notify]
-    for number, part in enumerate(_batched(reported, RECIPIENTS_PER_DSN)):
+    reported = [failure for failure in failures if _is_reported(failure)]
+    members = [failure for failure in reported if _is_member(failure)]
+    unlisted = {id(failure) for failure in members[max(0, MEMBERS_LISTED - earlier) :]}
+    listed = [failure for failure in reported if id(failure) not in unlisted]
+    parts = [list(part) for part in _batched(listed, RECIPIENTS_PER_DSN)]
+    total = earlier + len(members)
+    if total > MEMBERS_LISTED and not queue.open_deliveries(message.queue_id):
+        alias = next((failure.recipient for failure in reversed(members)), message.envelope.recipients[0]).original
+        text = f"{total} recipients behind this address failed, of which {MEMBERS_LISTED} are reported"
+        summary = FailedRecipient(Recipient(alias), Reply(550, "5.2.4", text))  # RFC 3463 X.2.4
+        parts = [*parts[:-1], [*parts[-1], summary]] if parts else [[summary]]
+    is_first = not earlier or len(listed) > len(members) - len(unlisted)
+    for number, part in enumerate(parts):
         dsn_id = derived_queue_id(now, f"{seed}/{number * RECIPIENTS_PER_DSN}")
-        yield failure_dsn(message, part, headers, context.policy.hostname, dsn_id, now)
+        quoted = headers if number == 0 and is_first else b""
+        yield failure_dsn(message, part, quoted, context.policy.hostname, dsn_id, now)
         yield Event(message.queue_id, now, Bounced(tuple(failure.recipient.address for failure in part), dsn_id))
 
 
-def _close_if_done(queue: MailQueue, queue_id: QueueId, now: datetime) -> Iterator[Record]:
-    """The last event of a message, once none of its deliveries is open."""
+def _is_reported(failure: FailedRecipient) -> bool:
+    """RFC 3461 section 4.1: without NOTIFY a failure is reported; with NEVER, or a list without FAILURE, it is not."""
+    notify = failure.recipient.notify
+    return notify is None or Notify.FAILURE in notify
+
+
+def _is_member(failure: FailedRecipient) -> bool:
+    """Whether the recipient is behind an alias without owner, so that the sender did not write its address."""
+    return failure.recipient.replaced is not None
+
+
+def _member_count(message: Message, failures: Sequence[FailedRecipient]) -> int:
+    if message.envelope.reverse_path is None:
+        return 0
+    return sum(_is_member(failure) and _is_reported(failure) for failure in failures)
+
+
+def _on_settled(queue: MailQueue, queue_id: QueueId, failed_members: int, now: datetime) -> Iterator[Record]:
+    """After a delivery has left the queue: the last event of a message, once none of its deliveries is open; else
+    another open delivery keeps the number of failed members.
+    """
     if not queue.open_deliveries(queue_id):
         yield Event(queue_id, now, Closed())
+    elif failed_members:
+        ids = (delivery_id(queue_id, number) for number in range(1, DELIVERIES_SEARCHED))
+        other = next((entry for each in ids if (entry := queue.entry(each)) is not None), None)
+        if other is not None:
+            yield replace(other, failed_members=other.failed_members + failed_members)
 
 
 def _expired_reply(context: RoutingContext, last: str) -> Reply:

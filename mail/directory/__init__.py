@@ -83,6 +83,7 @@ class IsRemote:
 Destination = IsMailbox | IsRelayed | IsRemote  # of a recipient after alias expansion
 LookupResult = Destination | IsAlias | IsUnknown
 
+OWNER_PREFIX = "owner-"
 DEFAULT_TENANT = Tenant("default")
 
 
@@ -125,6 +126,15 @@ class Snapshot:
     def mailbox_of(self, address: Address) -> str | None:
         """The mailbox with the name of the address, ignoring aliases: the target of an alias that names itself."""
         return next((key for key in (address.key, self._base_key(address)) if key in self.users), None)
+
+    def owner_of(self, alias: Address) -> Address | None:
+        """The owner of a list, as in Postfix: `owner-NAME@DOMAIN`, if the directory has this alias or user."""
+        for key in (alias.key, self._base_key(alias)):
+            local, _, domain = key.rpartition("@")
+            owner = f"{OWNER_PREFIX}{local}@{domain}"
+            if (owner in self.aliases or owner in self.users) and not local.startswith(OWNER_PREFIX):
+                return Address(f"{OWNER_PREFIX}{local}", domain)
+        return None
 
     def _base_key(self, address: Address) -> str:
         """The key without the detail; empty when the address has no detail."""

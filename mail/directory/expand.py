@@ -24,18 +24,20 @@ EMPTY_LIST = Reply(550, "5.2.4", "Mailing list has no members")  # RFC 3463 X.2.
 
 @dataclass(frozen=True, slots=True)
 class FinalRecipient:
-    """A recipient after alias expansion."""
+    """A recipient after alias expansion. `owner`: of the list that it is a member of, who gets the reports."""
 
     recipient: Recipient
     destination: Destination
+    owner: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A recipient that cannot be delivered, with the reply that gives the reason."""
+    """A recipient that cannot be delivered, with the reply that gives the reason. `owner` as above."""
 
     recipient: Recipient
     reply: Reply
+    owner: Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +100,9 @@ class _Expander:
         """Expand one recipient of the envelope."""
         self._current += 1
         resolved = False
-        stack: list[tuple[Recipient, int, IsAlias | None]] = [(recipient, 0, None)]
+        stack: list[tuple[Recipient, int, IsAlias | None, Address | None]] = [(recipient, 0, None, None)]
         while stack:
-            current, depth, parent = stack.pop()
+            current, depth, parent, owner = stack.pop()
             key = current.address.key
             if key in self.final_recipients or key in self.refused:
                 resolved = True  # also reached from another alias
@@ -111,7 +113,7 @@ class _Expander:
                     is_self_reference = parent is not None and result.targets is parent.targets
                     if is_self_reference and (own_mailbox := self._snapshot.mailbox_of(current.address)) is not None:
                         # "alice = alice, archive": the alias keeps a copy for its own mailbox
-                        self.final_recipients[key] = FinalRecipient(current, IsMailbox(own_mailbox))
+                        self.final_recipients[key] = FinalRecipient(current, IsMailbox(own_mailbox), owner)
                         resolved = True
                     elif key in self._opened:
                         opened_by = self._opened[key]
@@ -119,21 +121,29 @@ class _Expander:
                     else:
                         self._opened[key] = self._current
                         if not result.targets:
-                            self.refused[key] = Refusal(current, EMPTY_LIST)
+                            self.refused[key] = Refusal(current, EMPTY_LIST, owner)
                             resolved = True
                         elif depth >= self._depth:
-                            self.refused[key] = Refusal(current, ALIAS_TOO_DEEP)
+                            self.refused[key] = Refusal(current, ALIAS_TOO_DEEP, owner)
                             resolved = True
                         else:
-                            # RFC 5321 section 3.9.1: the address is replaced, the rest of the envelope stays.
+                            # RFC 5321 section 3.9.1: the address is replaced, the rest of the envelope stays. Section
+                            # 3.9.2: a list with an owner makes an envelope of its own.
+                            own = self._snapshot.owner_of(current.address)
                             stack.extend(
-                                (current.readdressed(target), depth + 1, result) for target in reversed(result.targets)
+                                (
+                                    current.readdressed(target) if own is None else Recipient(target),
+                                    depth + 1,
+                                    result,
+                                    own or owner,
+                                )
+                                for target in reversed(result.targets)
                             )
                 case IsUnknown():
-                    self.refused[key] = Refusal(current, UNKNOWN_USER)
+                    self.refused[key] = Refusal(current, UNKNOWN_USER, owner)
                     resolved = True
                 case IsMailbox() | IsRelayed() | IsRemote():
-                    self.final_recipients[key] = FinalRecipient(current, result)
+                    self.final_recipients[key] = FinalRecipient(current, result, owner)
                     resolved = True
                 case _:
                     assert_never(result)
