@@ -16,7 +16,7 @@ from typing import assert_never
 from msgspec import Struct
 
 from ingress import replies
-from mail.address import Address, literal_ip
+from mail.address import Address, literal_ip, local_key
 from mail.directory import IsAlias, IsMailbox, IsRelayed, IsRemote, IsUnknown, Snapshot
 from mail.directory.expand import UNKNOWN_USER, undeliverable_reply
 from mail.envelope import Recipient
@@ -141,12 +141,12 @@ def check_recipient(
             # RFC 5321 section 4.3.2 has 550 for RCPT, and no 554; RFC 3463 X.4.6 is a loop, X.2.4 an empty list.
             return Reply(550, reason.enhanced, f"{_address_text(forward_path)}: {reason.text}")
         case IsUnknown():
-            if forward_path.local.lower() == "postmaster":  # RFC 5321 section 4.5.1: for every local domain
+            if local_key(forward_path.local) == "postmaster":  # RFC 5321 section 4.5.1: for every local domain
                 return Recipient(forward_path).readdressed(postmaster(snapshot, hostname))
             return replies.NO_SUCH_USER.about(_address_text(forward_path))
         case IsRemote():
             # Checked before relaying: the MX of this host name leads back to this server.
-            if forward_path.local.lower() == "postmaster" and forward_path.domain == hostname.lower():
+            if local_key(forward_path.local) == "postmaster" and forward_path.domain == hostname.lower():
                 return Recipient(forward_path).readdressed(postmaster(snapshot, hostname))
             if client_policy.may_relay:
                 return Recipient(forward_path)

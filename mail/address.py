@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from unicodedata import normalize
 
 import idna
 
 from mail.frame_struct import FrameStruct
 
-# RFC 5321 section 4.5.3.1.1 and .2; the path limit (.3) counts the angle brackets.
+# RFC 5321 section 4.5.3.1.1, for local users: other hosts have longer local-parts (SRS, VERP), and Postfix takes them.
 MAX_LOCAL_BYTES = 64
+# Section 4.5.3.1.2; the path limit (.3) counts the angle brackets.
 MAX_DOMAIN_BYTES = 255
 MAX_PATH_BYTES = 256
 
@@ -31,7 +33,7 @@ _SUB_DOMAIN = r"[A-Za-z0-9_](?:[A-Za-z0-9_\-]{0,61}[A-Za-z0-9_])?"
 _DOMAIN = re.compile(rf"{_SUB_DOMAIN}(?:\.{_SUB_DOMAIN})*\Z")
 _COMMON_ADDRESS = re.compile(rf"({_ATOM}(?:\.{_ATOM})*)@({_SUB_DOMAIN}(?:\.{_SUB_DOMAIN})*)\Z")
 _ENDS_IN_NUMBER = re.compile(r"(?:\A|\.)[0-9]+\Z")
-_C1_OR_SPACE = re.compile(r"[\u0080-\u00a0\u2028\u2029\ud800-\udfff\ufeff]")
+_JOINERS = re.compile("[\u200c\u200d]")  # in a domain, IDNA2008 decides where they are allowed (RFC 5892 appendix A)
 
 
 class AddressError(ValueError):
@@ -52,7 +54,7 @@ class Address(FrameStruct, frozen=True):
     def parse(cls, text: str, *, utf8: bool = False) -> Address:
         """Parse `local@domain`; with `utf8`, RFC 6531 addresses too. Raises AddressError."""
         match = _COMMON_ADDRESS.match(text)
-        if match is not None and len(match[1]) <= MAX_LOCAL_BYTES and len(text) <= MAX_PATH_BYTES - 2:
+        if match is not None and len(text) <= MAX_PATH_BYTES - 2:
             domain = match[2]
             if not _ENDS_IN_NUMBER.search(domain):
                 return cls(match[1], domain.lower())
@@ -60,11 +62,11 @@ class Address(FrameStruct, frozen=True):
 
     @property
     def key(self) -> str:
-        """The key for directory look-ups: local-part in lower case, domain in A-labels.
+        """The key for directory look-ups: local-part as of `local_key`, domain in A-labels.
 
         RFC 5321 section 2.4 allows only the host of a mailbox to ignore the case of its local-part; eilpost does.
         """
-        return f"{self.local.lower()}@{self.domain_ascii}"
+        return f"{local_key(self.local)}@{self.domain_ascii}"
 
     @property
     def domain_ascii(self) -> str:
@@ -93,6 +95,15 @@ class Address(FrameStruct, frozen=True):
         return f'"{quoted}"@{self.domain}'
 
 
+def local_key(local: str) -> str:
+    """The local-part in lower case and in NFC, by which it is looked up (RFC 8265 section 3.3, UsernameCaseMapped):
+    different encodings of one text are one user. The Kelvin sign is the letter K, as Unicode defines it.
+    """
+    if local.isascii():
+        return local.lower()
+    return normalize("NFC", normalize("NFC", local).lower())
+
+
 def path_text(path: Address | None) -> str:
     """The text of a reverse-path or forward-path; `<>` for none."""
     return "<>" if path is None else str(path)
@@ -103,17 +114,16 @@ def _parse_strict(text: str, *, utf8: bool) -> Address:
         raise AddressError("address is not ASCII and SMTPUTF8 was not given")  # RFC 6531 section 3.5
     if len(text.encode("utf-8", "surrogatepass")) > MAX_PATH_BYTES - 2:
         raise AddressError("address is too long")
-    if _C1_OR_SPACE.search(text):
-        raise AddressError("address contains a control or space character")
     local_text, at, domain_text = text.rpartition("@")
     if not at:
         raise AddressError("address has no domain")
+    # Bidirectional and zero-width controls would show another address than the one that gets the mail.
+    if not (local_text.isprintable() and _JOINERS.sub("", domain_text).isprintable()):
+        raise AddressError("address contains a control, invisible or space character")
     return Address(_parse_local(local_text, utf8=utf8), parse_domain(domain_text, utf8=utf8))
 
 
 def _parse_local(text: str, *, utf8: bool) -> str:
-    if len(text.encode()) > MAX_LOCAL_BYTES:
-        raise AddressError("local-part is too long")
     if (_DOT_STRING_UTF8 if utf8 else _DOT_STRING).match(text):
         return text
     quoted = (_QUOTED_UTF8 if utf8 else _QUOTED).match(text)

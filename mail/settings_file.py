@@ -314,6 +314,10 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
             for time in value if isinstance(value, list) else [value]:
                 if time == timedelta(0) and (section, key) != ("node", "drain_timeout"):  # a drain of 0s is allowed
                     yield f'{name(section, key)}: found "0s"; more than 0s is expected'
+    for section, key in _SIZES:
+        least = _LEAST_SIZE.get((section, key), 1)
+        if (size := getattr(getattr(settings, section), key)) < least:
+            yield f'{name(section, key)}: found "{format_size(size)}"; at least "{format_size(least)}" is expected'
     if settings.spool.retention <= settings.router.queue_lifetime:
         found, lifetime = format_duration(settings.spool.retention), format_duration(settings.router.queue_lifetime)
         yield (
@@ -350,5 +354,15 @@ def _cross_checks(settings: Settings, name: Callable[[str, str], str]) -> Iterat
             "size could never be accepted; increase ingress.max_in_flight_bytes"
         )
 
+
+_ZERO_ALLOWED = {("log", "min_free_disk"), ("spool", "max_inline_size")}  # no check; all content goes to the spool
+_LEAST_SIZE = {("ingress", "max_message_size"): 64 << 10}  # RFC 5321 section 4.5.3.1.7
+
+_SIZES = [
+    (section, key)
+    for section, table in _SECTIONS.items()
+    for key, field in table.model_fields.items()
+    if _has_unit(field, parse_size) and (section, key) not in _ZERO_ALLOWED
+]
 
 _SECRETS = [name for name, field in _FIELDS.items() if is_secret(field)]

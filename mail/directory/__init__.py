@@ -6,12 +6,14 @@ Adapter: `file` (TOML).
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from typing import Protocol
 
-from mail.address import Address, domain_ascii
+from mail.address import Address, domain_ascii, local_key
 from mail.route import ToRelay
 
 
@@ -58,9 +60,12 @@ class IsMailbox:
 
 @dataclass(frozen=True, slots=True)
 class IsAlias:
-    """The address is an alias of `targets`, which may be local, remote or aliases themselves."""
+    """The address is the alias `name` (a key of `Snapshot.aliases`) of `targets`, which may be local, remote or aliases
+    themselves.
+    """
 
     targets: tuple[Address, ...]
+    name: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,7 @@ class Snapshot:
         key = address.key
         targets = self.aliases.get(key)
         if targets is not None:
-            return IsAlias(targets)
+            return IsAlias(targets, key)
         if domain is None:
             return IsRemote()
         if not domain.is_local:
@@ -117,11 +122,34 @@ class Snapshot:
             return IsMailbox(key)
         base_key = self._base_key(address)
         if base_key in self.aliases:
-            return IsAlias(self.aliases[base_key])
+            return IsAlias(self.aliases[base_key], base_key)
         if base_key in self.users:
             return IsMailbox(base_key)
         catch_all = self.aliases.get(f"@{name}")
-        return IsAlias(catch_all) if catch_all is not None else IsUnknown()
+        return IsAlias(catch_all, f"@{name}") if catch_all is not None else IsUnknown()
+
+    @cached_property
+    def alias_distances(self) -> Mapping[str, int]:
+        """For each alias that leads to a final recipient, the number of expansions to the nearest one. Its cost is that
+        of one look-up for each alias target; a directory evaluates it once, in the thread that loads the file.
+        """
+        lists_of: dict[str, list[str]] = {}  # alias -> aliases that have it as a target
+        distances: dict[str, int] = {}
+        for name, targets in self.aliases.items():
+            for target in targets:
+                result = self.lookup(target)
+                if isinstance(result, IsAlias) and not (result.name == name and self.mailbox_of(target) is not None):
+                    lists_of.setdefault(result.name, []).append(name)
+                elif not isinstance(result, IsUnknown):
+                    distances[name] = 1
+        nearest = deque(distances)
+        while nearest:
+            name = nearest.popleft()
+            for outer in lists_of.get(name, ()):
+                if outer not in distances:
+                    distances[outer] = distances[name] + 1
+                    nearest.append(outer)
+        return distances
 
     def mailbox_of(self, address: Address) -> str | None:
         """The mailbox with the name of the address, ignoring aliases: the target of an alias that names itself."""
@@ -140,7 +168,7 @@ class Snapshot:
         """The key without the detail; empty when the address has no detail."""
         if not self.delimiter:
             return ""
-        base, delimiter, _detail = address.local.lower().partition(self.delimiter)
+        base, delimiter, _detail = local_key(address.local).partition(self.delimiter)
         return f"{base}@{address.domain_ascii}" if delimiter and base else ""
 
     def tenant_of(self, domain: str) -> Tenant:

@@ -55,8 +55,8 @@ def expand(recipients: Sequence[Recipient], snapshot: Snapshot, depth: int) -> E
 
 
 def undeliverable_reply(address: Address, snapshot: Snapshot, depth: int) -> Reply | None:
-    """The reply for an address that has no deliverable final recipient, or None. A list is read up to its first
-    deliverable member.
+    """The reply for an address that has no deliverable final recipient, or None. A list is not read beyond its first
+    member that is no alias: whether another one is deliverable is known of each alias.
     """
     stack = [iter((address,))]
     seen: set[str] = set()
@@ -70,18 +70,22 @@ def undeliverable_reply(address: Address, snapshot: Snapshot, depth: int) -> Rep
             case IsMailbox() | IsRelayed() | IsRemote():
                 return None
             case IsAlias():
+                distance = snapshot.alias_distances.get(result.name)
+                if distance is not None and len(stack) + distance - 1 <= depth:
+                    return None
                 if target.key in seen:
                     continue
                 seen.add(target.key)
-                if len(stack) <= depth:
-                    stack.append(iter(result.targets))
+                if not result.targets:
+                    return EMPTY_LIST
+                if len(stack) > depth:
+                    return ALIAS_TOO_DEEP
+                stack.append(iter(result.targets))
             case IsUnknown():
-                pass
+                return UNKNOWN_USER
             case _:
                 assert_never(result)
-    # No member is deliverable so far: the expansion of the router decides.
-    expansion = expand([Recipient(address)], snapshot, depth)
-    return None if expansion.final_recipients else expansion.refused[0].reply
+    return ALIAS_LOOP
 
 
 class _Expander:

@@ -120,7 +120,11 @@ def find_user(snapshot: Snapshot, login: str) -> User | None:
 def load(path: Path) -> tuple[Snapshot, _FileState]:
     """The snapshot and the state of the file. Raises DirectoryUnusable."""
     text, status = read_text(path)
-    return parse_directory(text, str(path), is_hash), (status.st_mtime_ns, status.st_ino, status.st_size)
+    snapshot = parse_directory(text, str(path), is_hash)
+    _ = (
+        snapshot.alias_distances
+    )  # evaluated here, in a thread, and cached: a large directory would block the event loop
+    return snapshot, (status.st_mtime_ns, status.st_ino, status.st_size)
 
 
 def read_text(path: Path) -> tuple[str, os.stat_result]:

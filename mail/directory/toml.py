@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
-from mail.address import Address, AddressError, domain_ascii, parse_domain
+from mail.address import MAX_LOCAL_BYTES, Address, AddressError, domain_ascii, parse_domain
 from mail.directory import DEFAULT_TENANT, DirectoryUnusable, Domain, Snapshot, Tenant, User
 from mail.endpoint import parse_relay
 from mail.toml_syntax import TomlError, parse_toml
@@ -108,6 +108,8 @@ class _Parser:
         domain = domains.get(address.domain_ascii)
         if domain is None:
             raise self._error(key_path, key, f'there is no [domains."{address.domain}"]')
+        if len(address.local.encode()) > MAX_LOCAL_BYTES:
+            raise self._error(key_path, key, f"at most {MAX_LOCAL_BYTES} octets before the @ are expected")
         if not domain.is_local:
             raise self._error(key_path, key, f"{address.domain} is a relay domain and has no local mailboxes")
         self._check_keys(table, ("password", "quota"), key_path)

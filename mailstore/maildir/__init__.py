@@ -26,6 +26,7 @@ from mail.fsync import fsync_directory
 from mail.message import DeliveryId
 from mail.telemetry.mailstore import MAILBOX_APPEND
 from mailstore.mailboxes import MailboxFull, MailboxInUse, MailboxUnavailable, MessageTooLarge, StoredMessage
+from mailstore.maildir import folders
 from mailstore.maildir.delivery_journal import JournalState
 from mailstore.maildir.limiter import MailboxLimiter
 from mailstore.maildir.listing import MailboxFile, change_files, list_files, tmp_files_of
@@ -212,12 +213,11 @@ class Maildir:
         return is_new
 
     def _write(self, mailbox: Mailbox, tmp_file: Path, content: bytes) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
-            descriptor = os.open(tmp_file, flags, 0o600)
+            descriptor = folders.create(tmp_file)
         except FileNotFoundError:
             self._create_directories(mailbox.path)
-            descriptor = os.open(tmp_file, flags, 0o600)
+            descriptor = folders.create(tmp_file)
         try:
             try:
                 rest = memoryview(content)
@@ -233,10 +233,10 @@ class Maildir:
 
     def _link(self, path: Path, tmp_file: Path, name: str) -> None:
         try:
-            os.link(tmp_file, path / "new" / name)
+            folders.link(tmp_file, path / "new" / name)
         except FileNotFoundError:
             self._create_directories(path)  # `new` was removed by another program or lost in a power failure
-            os.link(tmp_file, path / "new" / name)
+            folders.link(tmp_file, path / "new" / name)
         except OSError:
             if os.stat(tmp_file).st_nlink < 2:  # NFS may report an error for a link that succeeded
                 raise

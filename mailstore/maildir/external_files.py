@@ -53,13 +53,14 @@ class ExternalFiles:
 
 
 def virtual_size(path: Path) -> int:
-    """Size of a file with CRLF line endings. Raises FileNotFoundError."""
-    size, after_cr = 0, False
+    """Size of a file with CRLF line endings, also after its last line. Raises FileNotFoundError."""
+    size, after_cr, ends_in_line = 0, False, True
     with open(open_regular(path), "rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             size += len(_with_crlf(chunk, after_cr=after_cr))
-            after_cr = chunk.endswith(b"\r")
-    return size
+            after_cr, ends_in_line = chunk.endswith(b"\r"), chunk.endswith(b"\n")
+    # RFC 1939 section 3: each line of a response ends in CRLF; `transfer` adds the last one.
+    return size if ends_in_line else size + 2
 
 
 def _with_crlf(chunk: bytes, *, after_cr: bool) -> bytes:

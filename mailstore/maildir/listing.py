@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mail.message import DeliveryId
+from mailstore.maildir.folders import opened
 from mailstore.maildir.names import MessageName, parse_name
 
 
@@ -40,7 +41,7 @@ def list_files(path: Path, *, folders: bool = False) -> Iterator[MailboxFile]:
         for part in ("new", "cur"):
             folder = directory / part
             try:
-                with os.scandir(folder) as entries:
+                with opened(folder) as descriptor, os.scandir(descriptor) as entries:
                     files = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
             except (FileNotFoundError, NotADirectoryError):
                 continue

@@ -15,6 +15,7 @@ from cachetools import LRUCache
 
 from mail.regular_file import open_regular
 from mailstore.mailboxes import StoredMessage
+from mailstore.maildir import folders
 from mailstore.maildir.external_files import ExternalFiles, virtual_size
 from mailstore.maildir.listing import change_files, list_files
 from mailstore.maildir.names import owner_directory, parse_name, with_seen
@@ -75,7 +76,7 @@ class MaildirReader:
         path = self._path(owner)
         cur = path / "cur"
         unseen = [file for file in list_files(path) if file.name.uid in uids and not file.name.seen]
-        change_files(path, unseen, lambda file: os.rename(file.path, cur / with_seen(file.filename)))
+        change_files(path, unseen, lambda file: folders.rename(file.path, cur / with_seen(file.filename)))
 
     def used_bytes(self, owner: str) -> int:
         return used_bytes(self._path(owner))

@@ -288,8 +288,10 @@ class Connection:
         return await self._execute(self._session.updated(done=done))
 
     async def _write(self, data: bytes) -> None:
-        self._writer.write(data)
         transport = self._writer.transport
+        if transport.is_closing():  # the client has disconnected; uvloop would raise RuntimeError
+            raise _SessionEnded("disconnected")
+        self._writer.write(data)
         if transport.get_write_buffer_size() >= SLICE_BYTES:
             await self._flush()
 

@@ -230,3 +230,10 @@ def test_steps_copy_no_body() -> None:
         assert of.finish()[0].size_bytes > len(large)
     finally:
         tracemalloc.stop()
+
+
+def test_nul_is_passed_on() -> None:
+    """As Postfix without `message_strip_characters`: a removed octet would break a signature."""
+    stamped = draft(CONTENT + b"a\x00b\r\n")
+    assert run(MX_STEPS, stamped) is None
+    assert stamped.finish()[1].endswith(b"\r\na\x00b\r\n")

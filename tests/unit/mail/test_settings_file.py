@@ -112,6 +112,10 @@ def test_environment_overrides_single_keys_of_the_file(file: Path) -> None:
         ('[router]\nretry_delays = ["1m", 5]', "router.retry_delays[1]", "a time with its unit"),
         ('[router]\nretry_delays = "1m"', "router.retry_delays", "a list is expected"),
         ("[router]\nretry_delays = []", "router.retry_delays", "at least one time"),
+        ('[ingress]\nmax_message_size = "0B"', "ingress.max_message_size", 'at least "64KiB" is expected'),
+        ('[ingress]\nmax_message_size = "63KiB"', "ingress.max_message_size", 'at least "64KiB" is expected'),
+        ('[delivery]\nmax_in_flight_bytes = "0B"', "delivery.max_in_flight_bytes", 'at least "1B" is expected'),
+        ('[router]\nmax_active_bytes_per_site = "0B"', "router.max_active_bytes_per_site", 'at least "1B" is expected'),
         ('[router]\nretry_delays = ["0s"]', "router.retry_delays", "more than 0s is expected"),
         (
             '[router]\nmax_active_deliveries_per_site = "5"',
@@ -331,3 +335,16 @@ def test_published_keys_keep_their_names() -> None:
         ("router", "retry_delays"), ("delivery", "relay"), ("mailstore", "pop3_listen"), ("http", "listen"),
     ]:  # fmt: skip
         assert key in values[section]
+
+
+def test_sizes_that_may_be_zero(tmp_path: Path) -> None:
+    file = tmp_path / "eilpost.toml"
+    file.write_text('[log]\nmin_free_disk = "0B"\n[spool]\nmax_inline_size = "0B"\n')
+    settings = load(file, {})
+    assert (settings.log.min_free_disk, settings.spool.max_inline_size) == (0, 0)
+
+
+def test_a_byte_order_mark_is_accepted(tmp_path: Path) -> None:
+    file = tmp_path / "eilpost.toml"
+    file.write_bytes(b'\xef\xbb\xbf[node]\nhostname = "mx.example.test"\n')
+    assert load(file, {}).node.hostname == "mx.example.test"

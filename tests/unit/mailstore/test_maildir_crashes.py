@@ -16,6 +16,7 @@ from mail import fsync as fsync_module
 from mailstore import maildir as maildir_module
 from mailstore.mailboxes import MailboxUnavailable
 from mailstore.maildir import delivery_journal as delivery_journal_module
+from mailstore.maildir import folders as folders_module
 from mailstore.maildir import listing as listing_module
 from mailstore.maildir import mailbox_lock as mailbox_lock_module
 from tests.support.builders.maildirs import (
@@ -68,7 +69,14 @@ class FaultyOs:
 
 
 def break_os(patch: pytest.MonkeyPatch, faulty_os: FaultyOs) -> None:
-    for module in (maildir_module, mailbox_lock_module, delivery_journal_module, fsync_module, listing_module):
+    for module in (
+        maildir_module,
+        mailbox_lock_module,
+        delivery_journal_module,
+        fsync_module,
+        listing_module,
+        folders_module,
+    ):
         patch.setattr(module, "os", faulty_os)
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
+from datetime import timedelta
 
 import pytest
+import uvloop
 from structlog.testing import capture_logs
 
 from mail.message import DeliveryId
@@ -99,3 +103,21 @@ async def test_interrupted_message_has_no_final_dot(mailboxes: MemoryMailboxes) 
         assert not received.endswith(b"\r\n.\r\n")
         assert len(received) < 600_000
         writer.close()
+
+
+async def test_reset_after_pipelined_commands_is_a_disconnect(mailboxes: MemoryMailboxes) -> None:
+    """uvloop, which serves in production, raises RuntimeError for a write to a connection that was reset."""
+
+    async def reset_while_the_password_is_checked() -> list[str]:
+        with capture_logs() as lines:
+            async with running_pop3(mailboxes, failure_delay=timedelta(seconds=0.1)) as role:
+                with socket.create_connection(("127.0.0.1", role.port)) as client:
+                    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # RST
+                    client.sendall(b"USER alice@example.test\r\nPASS no\r\n" + b"CAPA\r\n" * 20)
+                    await wait_until(lambda: any(line["event"] == "login" for line in lines))
+                await wait_until(lambda: any(line["event"] == "pop3 session ended" for line in lines))
+        return [line["end"] for line in lines if "end" in line] + [
+            line["event"] for line in lines if "exc_info" in line
+        ]
+
+    assert await asyncio.to_thread(uvloop.run, reset_while_the_password_is_checked()) == ["disconnected"]
