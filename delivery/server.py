@@ -71,13 +71,17 @@ class DeliveryRole:
             ).run()
 
         try:
+            loop = asyncio.get_running_loop()
             pauses = backoff(_RESTART_SECONDS, _RESTART_SECONDS_MAX)
             while True:
+                started = loop.time()
                 try:
                     await self._log.own_delivery_shards(run_worker, stop, ready)
                     break
                 except ReportFailed as error:
                     # The committed offset is before the attempt, so the shard's next owner repeats it.
+                    if loop.time() - started > _RESTART_SECONDS_MAX:  # not one failure after another
+                        pauses = backoff(_RESTART_SECONDS, _RESTART_SECONDS_MAX)
                     pause, event = next(pauses), "delivery restarts, unreported attempts are repeated"
                     logger.error(event, retry_seconds=pause, error=str(error))  # noqa: TRY400
                     if await is_set_within(stop, pause):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from time import monotonic, perf_counter
@@ -326,8 +325,10 @@ class _Batch:
         for record in quarantine(self.queue, trigger, reason, policy, self._now):
             self.queue.apply(record)
             self.outputs.append(record)
-        with suppress(Exception):  # the bug may be in the accounting
+        try:
             self.accounting.add_decision(trigger, entry, self.outputs[first:], self._now)
+        except Exception:  # the bug may be in the accounting, whose metrics then lack this decision
+            logger.exception("decision not counted in the ledger")
         return self.outputs[first:]
 
 

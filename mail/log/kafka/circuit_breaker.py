@@ -24,6 +24,7 @@ from mail.tasks import cancel_tasks
 logger = structlog.get_logger()
 
 _CONNECT_TIME_FACTOR = 4
+_CONNECT_TIME_DECAY = 0.9  # with each further connection, so that a slow one is forgotten
 
 Address = tuple[str, int]
 Connect = Callable[[str, int], Awaitable[None]]
@@ -39,7 +40,7 @@ class CircuitBreaker:
         self._timed_out_at: dict[Address, float] = {}  # until the broker passes a check
         self._opened_at: dict[Address, float] = {}  # brokers whose circuit is open
         self._checks: dict[Address, asyncio.Task[bool]] = {}
-        self._longest_connect_seconds = 0.0
+        self._slow_connect_seconds = 0.0  # about the slowest of the recent connections
 
     def available(self, addresses: Sequence[str]) -> list[str]:
         """Those of `addresses` ("HOST:PORT") whose circuit is closed; all when none is. Open ones are checked again."""
@@ -73,7 +74,7 @@ class CircuitBreaker:
 
     def record_connect(self, seconds: float) -> None:
         """A connection was made, which took this long."""
-        self._longest_connect_seconds = max(self._longest_connect_seconds, seconds)
+        self._slow_connect_seconds = max(_CONNECT_TIME_DECAY * self._slow_connect_seconds, seconds)
 
     def _is_open(self, address: Address) -> bool:
         if address not in self._opened_at:
@@ -85,7 +86,7 @@ class CircuitBreaker:
     async def _check_broker(self, address: Address) -> bool:
         name = endpoint.format(*address)
         try:
-            usual_seconds = max(TIMEOUTS.check_seconds, _CONNECT_TIME_FACTOR * self._longest_connect_seconds)
+            usual_seconds = max(TIMEOUTS.check_seconds, _CONNECT_TIME_FACTOR * self._slow_connect_seconds)
             async with asyncio.timeout(min(TIMEOUTS.check_max_seconds, usual_seconds)):
                 await self._connect(*address)
         except Exception as error:  # an exception would end the aiokafka task that waits for the check

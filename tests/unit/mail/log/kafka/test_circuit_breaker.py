@@ -224,3 +224,17 @@ async def test_an_unknown_error_of_the_check_opens_the_circuit() -> None:
     circuit_breaker = CircuitBreaker(connect)
     assert not await circuit_breaker.check("hung.test", 9092)
     await circuit_breaker.close()
+
+
+async def test_a_slow_connection_of_the_past_does_not_prolong_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_timeouts(monkeypatch, check_seconds=0.01, check_max_seconds=60.0)
+
+    async def hang(_host: str, _port: int) -> None:
+        await asyncio.Event().wait()
+
+    breaker = CircuitBreaker(hang)
+    breaker.record_connect(20.0)
+    for _ in range(200):
+        breaker.record_connect(0.0001)
+    async with asyncio.timeout(10):
+        assert not await breaker.check("hung.test", 9092)
