@@ -99,6 +99,14 @@ class Assignment(Generic[C, W]):
         self.idle: dict[C, None] = {}  # of all peers, longest first
         self.closed = False
 
+    @property
+    def is_full(self) -> bool:
+        return self._total >= self._maximum
+
+    @property
+    def starved_count(self) -> int:
+        return len(self._starved)
+
     def add(self, key: PeerKey, delivery: W, now: float) -> Peer[C, W]:
         """A new waiting delivery."""
         window = self._windows.use(key.site, now)

@@ -58,13 +58,12 @@ class AttemptRunner:
         self._spool = spool
         self._metrics: dict[tuple[str, str], _AttemptMetrics] = {}
 
-    async def deliver(self, dispatched: Dispatched) -> AttemptResult:
+    async def deliver(self, dispatched: Dispatched, progress: Progress) -> AttemptResult:
         """Deliver once. A cancelled attempt raises, unless the final dot was sent already."""
         started = datetime.now(UTC)
         clock = asyncio.get_running_loop().time
         start = clock()
         content = await self._read_content(dispatched)
-        progress = Progress()
         if isinstance(content, Reply):
             outcomes = same_outcome(dispatched.delivery.message.envelope, content)
         else:

@@ -88,6 +88,11 @@ class Capacity:
         if self.scheduler.memory_limited and self._memory_task is None:
             self._memory_task = asyncio.create_task(self._free_memory(), name="free-memory")
 
+    def set_connecting(self, item: DeliveryItem, connecting: bool) -> None:
+        """A delivery begins or ends to wait for a connection to open; meanwhile it needs no slot."""
+        if self.scheduler.set_connecting(item, connecting=connecting):
+            self._on_freed()
+
     def set_awaiting_spool(self, item: DeliveryItem) -> None:
         """The attempt ended and waits for the spool before it can be reported: free its slot."""
         if self.scheduler.set_awaiting_spool(item):

@@ -64,6 +64,9 @@ class Timeouts:
     block_seconds: float = 180.0  # .5, for each slice of the content
     dot_seconds: float = 600.0  # .6
     quit_seconds: float = 2.0
+    # A whole transaction until the content is sent, and again from the final dot to the last reply, however each single
+    # reply is; for content, one second more for each 16 KiB. More than one MAIL, RCPT and DATA may take.
+    transaction_seconds: float = 900.0
 
 
 class ClientSession:

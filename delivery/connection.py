@@ -23,6 +23,7 @@ from mail.route import Route
 from mail.telemetry.delivery import CONNECTIONS
 
 SLICE_BYTES = 65536
+_SLOWEST_BYTES_PER_SECOND = 16384
 LAST_BYTES_MAX = 65536  # read after a failed write
 
 
@@ -44,9 +45,11 @@ class Connection(asyncio.Protocol):
         self.route: Route
         self.exchanger: Exchanger
         self.better_hosts: tuple[str, ...] = ()  # of its route, by preference
+        self.opened_at = 0.0
         self.acquired_at = 0.0
         self.idle_since = 0.0
         self.deadline = float("inf")
+        self._transaction_deadline = float("inf")
         self._timeouts = timeouts
         self._on_closed = on_closed
         self._loop = loop
@@ -76,6 +79,8 @@ class Connection(asyncio.Protocol):
         session = self.session
         session.start_transaction(envelope, content)
         if session.result is None:
+            seconds = self._timeouts.transaction_seconds + len(content) / _SLOWEST_BYTES_PER_SECOND
+            self._transaction_deadline = self._loop.time() + seconds
             self._flush()
             cancelled = False
             while session.result is None:
@@ -90,6 +95,7 @@ class Connection(asyncio.Protocol):
                     task = asyncio.current_task()
                     if task is not None:
                         task.uncancel()
+        self._transaction_deadline = float("inf")
         self.transactions += 1
         return session.result
 
@@ -123,6 +129,8 @@ class Connection(asyncio.Protocol):
         """Called by the sweep: abort the connection after its deadline."""
         if now >= self.deadline:
             self.abort("timed out")
+        elif now >= self._transaction_deadline:
+            self.abort("timed out: the whole transaction takes too long")
 
     # Called by the event loop
 
@@ -189,6 +197,8 @@ class Connection(asyncio.Protocol):
             transport.set_write_buffer_limits(high=0)  # calls `pause_writing`, and `resume_writing` when it is empty
         else:
             self.session.on_output_written()
+            if self.session.dot_sent:
+                self._transaction_deadline = self._loop.time() + self._timeouts.transaction_seconds
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()

@@ -6,6 +6,7 @@ is an outcome, not an exception.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from mail.address import Address
@@ -16,12 +17,15 @@ from mail.reply import Reply
 
 
 class Progress:
-    """What an attempt reports besides its outcomes. `asked`: the exchangers asked and what they replied."""
+    """What an attempt reports besides its outcomes. `asked`: the exchangers asked and what they replied.
+    `set_connecting`: called with true before a connection is opened, and with false afterwards.
+    """
 
-    __slots__ = ("asked",)
+    __slots__ = ("asked", "set_connecting")
 
-    def __init__(self) -> None:
+    def __init__(self, set_connecting: Callable[[bool], None] = lambda _: None) -> None:
         self.asked: tuple[ExchangerReply, ...] = ()
+        self.set_connecting = set_connecting
 
 
 class Courier(Protocol):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 from dataclasses import astuple, dataclass
+from operator import attrgetter
 
 import structlog
 
@@ -43,6 +44,7 @@ _CONNECT_ERRORS = {
 
 _RECENT_SUCCESS_SECONDS = 60.0
 # A site that worked recently and refuses connections is usually restarting: retry before it is backed off.
+_GREETING_SECONDS_IF_FULL = 30.0
 _NO_ADDRESSES = OwnAddresses()
 _RECONNECT_DELAYS_SECONDS = (0.25, 0.75, 1.5)
 
@@ -126,7 +128,11 @@ class Pool:
                 started = loop.time()
             acquired = delivery.future.result()
             if acquired is None:
-                acquired = await self._open(peer, route, walk)
+                walk.set_connecting(True)
+                try:
+                    acquired = await self._open(peer, route, walk)
+                finally:
+                    walk.set_connecting(False)
             elif isinstance(acquired, Connection) and not acquired.usable:  # closed since it was assigned
                 self._assignment.on_unused(peer, None, started)
                 self._assign(peer)
@@ -255,6 +261,8 @@ class Pool:
         if isinstance(opened, Connection):
             self._assignment.on_opened(peer, opened)
             opened.exchanger.connections += 1
+            peer.window.on_greeting()
+            self._assign(peer)
             return opened
         self._assignment.on_not_opened(peer)
         reply = self._on_connect_failed(peer, opened, walk)
@@ -338,6 +346,7 @@ class Pool:
             kind, text = _CONNECT_ERRORS.get(type(error), ("unreachable", error.strerror or type(error).__name__))
             CONNECTION_ERRORS.labels(kind).inc()
             return NoTarget(target.host, remote, NOT_CONNECTED.with_text(text).about(remote))
+        connection.opened_at = loop.time()
         self._handshakes.add(connection)
         try:
             refusal = await connection.handshake()
@@ -356,12 +365,23 @@ class Pool:
 
     # Sweep
 
+    def _close_silent_if_full(self, now: float) -> None:
+        """While all connections are in use, servers that do not greet get less time than RFC 5321 section 4.5.3.2.1
+        recommends; else they would keep mail from all others (Postfix: stress-adaptive behaviour).
+        """
+        if not self._assignment.is_full:
+            return
+        silent = [one for one in self._handshakes if now - one.opened_at >= _GREETING_SECONDS_IF_FULL]
+        for connection in sorted(silent, key=attrgetter("opened_at"))[: self._assignment.starved_count]:
+            connection.abort("timed out, while all connections are in use")
+
     def _sweep(self) -> None:
         loop = asyncio.get_running_loop()
         self._sweeper = loop.call_later(self._sweep_seconds, self._sweep)  # first: an exception below must not end it
         now = loop.time()
         for connection in [*self._assignment.owners, *self._handshakes]:
             connection.check_deadline(now)
+        self._close_silent_if_full(now)
         for connection in [idle for idle in self._assignment.idle if now - idle.idle_since >= self._idle_seconds]:
             self._assignment.take_idle(connection).quit()
         for peer in [peer for peer in self._assignment.peers.values() if peer.waiting]:

@@ -43,6 +43,7 @@ class _Site(Generic[O, T]):
     queue: deque[Item[O, T]] = field(default_factory=deque)
     in_flight_count: int = 0
     in_flight_bytes: int = 0
+    connecting_count: int = 0  # of those in flight
 
 
 class Scheduler(Generic[O, T]):
@@ -63,6 +64,7 @@ class Scheduler(Generic[O, T]):
         self._queued_by_owner: dict[O, int] = {}  # registered owners
         self._remote_count = self._unproven_count = self._unproven_bytes = 0  # in flight
         self._unproven_first = False
+        self._connecting: set[int] = set()  # by identity, as the next
         self._awaiting_spool: set[int] = set()  # by identity: the caller keeps a reference
         self._awaiting_spool_bytes = 0
         self.queued = 0
@@ -164,7 +166,7 @@ class Scheduler(Generic[O, T]):
                 return True  # one delivery may exceed the memory limit
         else:
             total = self._remote_count
-            if not total:
+            if not total and not count:
                 return True
             if total >= self._slots or (count and (count >= site.limit or total >= self._slots - self._slots // 4)):
                 return False  # the last quarter of the slots is for sites without deliveries in flight
@@ -195,12 +197,31 @@ class Scheduler(Generic[O, T]):
 
     def finish(self, item: Item[O, T]) -> None:
         """A started delivery finished or was cancelled."""
+        self.set_connecting(item, connecting=False)
         self.memory_bytes -= item.in_flight_bytes
         if id(item) in self._awaiting_spool:
             self._awaiting_spool.remove(id(item))
             self._awaiting_spool_bytes -= item.in_flight_bytes
         else:
             self._release_slot(item)
+
+    def set_connecting(self, item: Item[O, T], *, connecting: bool) -> bool:
+        """A started delivery waits for a connection to open: it keeps its memory and its share of the site, and needs
+        no slot, because the connections are bounded. Afterwards it has one, also if all are taken. Returns whether
+        this is a change.
+        """
+        if connecting is (id(item) in self._connecting):
+            return False
+        site = self._sites[item.site]
+        change = 1 if connecting else -1
+        (self._connecting.add if connecting else self._connecting.remove)(id(item))
+        site.connecting_count += change
+        self._remote_count -= change
+        if site.is_unproven:
+            self._unproven_count -= change
+        if not connecting:
+            self._update_class(site)  # the site may have greeted
+        return True
 
     def set_awaiting_spool(self, item: Item[O, T]) -> bool:
         """Free the slot of a started delivery but keep its memory, until `finish`. False if too many do so already."""
@@ -211,6 +232,7 @@ class Scheduler(Generic[O, T]):
             or len(self._awaiting_spool) >= AWAITING_SPOOL_FACTOR * self._slots
         ):
             return False
+        self.set_connecting(item, connecting=False)
         self._awaiting_spool.add(id(item))
         self._awaiting_spool_bytes += item.in_flight_bytes
         self._release_slot(item)
@@ -219,15 +241,18 @@ class Scheduler(Generic[O, T]):
     def _release_slot(self, item: Item[O, T]) -> None:
         site = self._sites[item.site]
         self._add_load(site, -1, -item.in_flight_bytes)
+        self._update_class(site)
+        self._forget_if_unused(site)
+
+    def _update_class(self, site: _Site[O, T]) -> None:
         was_unproven = site.is_unproven
         site.is_unproven, site.limit = self._class_and_limit(site.name)
         if was_unproven is not site.is_unproven:  # by its last attempts: move its queue and load
             sign = -1 if was_unproven else 1
-            self._unproven_count += sign * site.in_flight_count
+            self._unproven_count += sign * (site.in_flight_count - site.connecting_count)
             self._unproven_bytes += sign * site.in_flight_bytes
             if self._queued_sites[was_unproven].pop(site.name, None) is not None:
                 self._queued_sites[site.is_unproven][site.name] = site
-        self._forget_if_unused(site)
 
     def take_content(self, limit: int) -> list[Item[O, T]]:
         """Remove up to `limit` queued deliveries with content in memory, from the site with most of it. The caller

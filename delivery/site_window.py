@@ -2,7 +2,8 @@
 
 A window counts connections. It starts small, grows by one with each prompt transaction (so it doubles per round, as in
 TCP slow start) and halves on overload and with each late one; twice its connections in flight keep a site busy.
-A site that has not grown its window is *unproven*, unless it is *trusted*: a relay, which the senders do not choose.
+A site that has not grown its window is *unproven*, with one connection until it has greeted, unless it is *trusted*: a
+relay, which the senders do not choose.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class SiteWindow:
         self._maximum = maximum
         self._initial = min(TRUSTED_START if is_trusted else UNPROVEN_START, maximum)
         self._is_trusted = is_trusted
+        self._has_greeted = is_trusted  # one connection at first to a site that may never greet
         self._size = self._initial  # may exceed the maximum by one, because growth proves a site
         self._backoff_seconds = backoff_seconds
         self._backoff_until = 0.0
@@ -31,25 +33,32 @@ class SiteWindow:
 
     @property
     def connection_limit(self) -> int:
-        return min(self._size, self._maximum)
+        return min(self._size, self._maximum) if self._has_greeted else 1
 
     @property
     def has_room(self) -> bool:
         """Whether a further connection may be opened."""
-        return self.connections < self._size and self.connections < self._maximum
+        return self.connections < self.connection_limit
 
     @property
     def delivery_limit(self) -> int:
         """Maximum deliveries in flight. Overload does not lower it below its initial value: they wait in the pool."""
-        return UNPROVEN_START if self.is_unproven else 2 * max(self.connection_limit, self._initial)
+        if self.is_unproven:
+            return UNPROVEN_START if self._has_greeted else 1
+        return 2 * max(self.connection_limit, self._initial)
 
     @property
     def is_unproven(self) -> bool:
         return self._size <= self._initial and not self._is_trusted
 
+    def on_greeting(self) -> None:
+        """A server of the site accepted a session."""
+        self._has_greeted = True
+
     def on_transaction(self, seconds: float, now_seconds: float) -> None:
         """The site answered a transaction, with any outcome, after `seconds`."""
         self.last_success = now_seconds
+        self._has_greeted = True
         if seconds > PROMPT_SECONDS:
             self._size = max(self._size // 2, min(self._size, self._initial))
         elif self._size < max(self._maximum, self._initial + 1):
@@ -62,6 +71,7 @@ class SiteWindow:
     def on_unreachable(self, reason: str, now_seconds: float) -> None:
         """No exchanger of the site can be used, and no connection is open."""
         self._size = self._initial
+        self._has_greeted = self._is_trusted
         self._backoff_reason = reason
         self._backoff_until = now_seconds + self._backoff_seconds
 

@@ -38,7 +38,8 @@ class SmtpCourier:
     ) -> tuple[Outcome, ...]:
         """See the port. If cancelled after the first transaction, it returns the outcomes so far."""
         envelope, route = delivery.message.envelope, delivery.route
-        walk = Walk(asyncio.get_running_loop().time())
+        progress = progress or Progress()
+        walk = Walk(asyncio.get_running_loop().time(), progress.set_connecting)
         outcomes: list[Outcome] = []
         indexes, open_indexes = tuple(range(len(envelope.recipients))), []
         # A server that has `retry_now` accepts at least one recipient of each transaction, and each turn removes a host
@@ -71,8 +72,7 @@ class SmtpCourier:
                 indexes = tuple(indexes[index] for index in result.retry_now)
             if not indexes and open_indexes and await self._next_exchanger(route, walk):
                 indexes, open_indexes = tuple(sorted(open_indexes)), []
-        if progress is not None:
-            progress.asked = walk.asked
+        progress.asked = walk.asked
         return tuple(outcomes)
 
     async def _next_exchanger(self, route: Route, walk: Walk) -> bool:

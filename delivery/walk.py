@@ -6,6 +6,8 @@ addresses all fail, or that had a session, has had its turn, so that one host ca
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from delivery.transaction import TransactionResult
 from mail.outcome import Deferred, Delivered, ExchangerReply, Failed
 from mail.reply import Reply
@@ -22,7 +24,8 @@ class Walk:
     exchanger asked and what it replied, for the record of the attempt.
     """
 
-    def __init__(self, now_seconds: float) -> None:
+    def __init__(self, now_seconds: float, set_connecting: Callable[[bool], None] = lambda _: None) -> None:
+        self.set_connecting = set_connecting  # see `delivery.courier.Progress`
         self.hosts: tuple[tuple[int, str], ...] | None = None  # by preference; set by the first selection of targets
         self.turned: set[str] = set()
         self.addresses: set[str] = set()

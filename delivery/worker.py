@@ -16,6 +16,7 @@ import structlog
 
 from delivery.attempt import AttemptResult, AttemptRunner
 from delivery.capacity import Capacity, DeliveryItem
+from delivery.courier import Progress
 from mail.backoff import backoff
 from mail.log import Damaged, DeliveryShard, Entry, LogUnavailable, ShardLost
 from mail.record import Attempted, Dispatched
@@ -155,7 +156,8 @@ class Worker:
         if item.site != MAILBOX_SITE:  # an append to a mailbox is short and not cancelled
             self._delivering.add(task)
         try:
-            return await self._attempt_runner.deliver(item.entry.record)
+            progress = Progress(partial(self._capacity.set_connecting, item))
+            return await self._attempt_runner.deliver(item.entry.record, progress)
         finally:
             self._delivering.discard(task)
 

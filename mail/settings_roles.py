@@ -117,7 +117,8 @@ class DeliverySettings(Section):
     """Maximum connections per process. Each needs an open file."""
     max_in_flight_deliveries: int = Field(500, ge=1, le=1_000_000)
     """Maximum concurrent deliveries to other servers, per process; at most half of them to sites that have not replied
-    promptly yet, or not at their last attempts. Mailboxes have a separate limit of half this number.
+    promptly yet, or not at their last attempts. Deliveries that wait for a connection to open or for the greeting do
+    not count: max_connections limits them. Mailboxes have a separate limit of half this number.
     """
     max_in_flight_bytes: Size = parse_size("64MiB")
     """Maximum content of concurrent deliveries in memory, per process. Increase it, and the memory of the process, for

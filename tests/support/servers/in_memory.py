@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from delivery.own_addresses import OwnAddresses
 from delivery.server import DeliveryRole
+from ingress.listener import configured_listeners
 from ingress.server import Ingress
 from mail.address import Address
 from mail.directory import Domain, Snapshot, User
@@ -93,11 +94,11 @@ class InMemoryMailServer:
         node = settings.node
         roles = [
             Ingress(
+                listeners=configured_listeners(settings.ingress, node, alias_depth=settings.router.max_alias_depth),
                 settings=settings.ingress,
                 node=node,
                 spool_settings=settings.spool,
                 log_settings=settings.log,
-                alias_depth=settings.router.max_alias_depth,
                 log=self.log,
                 spool=self.spool,
                 directory=directory,
@@ -120,7 +121,7 @@ class InMemoryMailServer:
                 directory=directory,
                 resolver=resolver,
                 mailboxes=mailboxes,
-                own_addresses=OwnAddresses(),
+                own_addresses=OwnAddresses([("127.0.0.1", self.smtp_port)]),
             ),
             Pop3Server(settings=settings.mailstore, node=node, mailboxes=mailboxes, directory=directory),
         ]

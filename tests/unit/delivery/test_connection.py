@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from delivery.client_session import ClientSession, Timeouts
 from delivery.connection import SLICE_BYTES, Connection
 from delivery.peer import PeerKey
+from mail.route import RelayProtocol
 from tests.support.builders.delivery import envelope
 
 _CONTENT = b"Subject: large\r\n\r\n" + b"x\r\n" * SLICE_BYTES
@@ -182,3 +183,61 @@ async def test_message_is_sent_whole_when_the_transport_has_written_it() -> None
     assert connection.session.dot_sent
     connection.connection_lost(None)
     assert (await task).open == ()
+
+
+async def test_whole_transaction_is_bounded_however_each_reply_is_in_time() -> None:
+    """A server that takes 4 minutes for each of 100 replies."""
+    loop = FakeClock()
+    session = ClientSession("us.test", "remote")
+    connection = Connection(PeerKey("mx:remote", "us.test"), session, Timeouts(), lambda _: None, cast(Any, loop))
+    connection.connection_made(_Transport(connection))
+    connection.data_received(b"220 remote\r\n")
+    connection.data_received(b"250 remote\r\n")
+    names = [f"r{number}@remote.test" for number in range(100)]
+    task = asyncio.create_task(connection.transact(envelope(*names), b"Subject: x\r\n\r\n"))
+    await asyncio.sleep(0)
+    replies = 0
+    while not connection.session.closed:
+        loop.now += 240.0
+        connection.check_deadline(loop.now)
+        connection.data_received(b"250 ok\r\n")
+        replies += 1
+    assert replies == 4
+    result = await task
+    assert "the whole transaction takes too long" in result.outcomes[0].reply.text
+    assert result.open == tuple(range(100))
+
+
+async def test_replies_after_the_final_dot_are_bounded_together() -> None:
+    loop = FakeClock()
+    session = ClientSession("us.test", "remote", RelayProtocol.LMTP)
+    connection = Connection(PeerKey("lmtp://remote", "us.test"), session, Timeouts(), lambda _: None, cast(Any, loop))
+    connection.connection_made(_Transport(connection))
+    connection.data_received(b"220 remote\r\n")
+    connection.data_received(b"250-remote\r\n250 PIPELINING\r\n")
+    names = [f"r{number}@remote.test" for number in range(100)]
+    task = asyncio.create_task(connection.transact(envelope(*names), b"Subject: x\r\n\r\n"))
+    await asyncio.sleep(0)
+    loop.now += 290.0
+    connection.data_received(b"250 ok\r\n" * 101 + b"354 go\r\n")
+    replies = 0
+    while not connection.session.closed:
+        loop.now += 500.0
+        connection.check_deadline(loop.now)
+        connection.data_received(b"250 ok\r\n")
+        replies += 1
+    assert replies == 2
+    assert [type(outcome).__name__ for outcome in (await task).outcomes] == ["Delivered"] + ["Deferred"] * 99
+
+
+class FakeClock:
+    """The parts of an event loop that a connection uses."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def time(self) -> float:
+        return self.now
+
+    def create_future(self) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().create_future()

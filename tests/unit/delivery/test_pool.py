@@ -166,6 +166,27 @@ async def test_total_connection_limit_is_shared() -> None:
         assert max(remote.open_connections for remote in (one, two, three)) <= 2
 
 
+async def test_silent_servers_yield_while_all_connections_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("delivery.pool._GREETING_SECONDS_IF_FULL", 0.1)
+    async with (
+        ScriptedRemote({"GREETING": [Stall()]}) as silent,
+        ScriptedRemote(host="127.0.0.2", port=silent.port) as good,
+        courier(max_connections=3, mx_port=silent.port, idle_timeout=timedelta(seconds=0.1)) as smtp,
+    ):
+        routes = [ToMx("r.test", ((number, "127.0.0.1"), (10, f"127.0.0.{number + 10}"))) for number in range(3)]
+        hanging = [asyncio.create_task(smtp.deliver(delivery(route), CONTENT)) for route in routes]
+        await wait_until(lambda: len(silent.sessions) == 3)
+        await asyncio.sleep(0.2)
+        assert silent.open_connections == 3  # nobody else needs a connection
+        assert outcome_names(await smtp.deliver(delivery(ToMx("n.test", ((1, "127.0.0.2"),))), CONTENT)) == [
+            "Delivered"
+        ]
+        assert len(good.messages) == 1
+        for task in hanging:
+            task.cancel()
+        await asyncio.gather(*hanging, return_exceptions=True)
+
+
 async def test_busy_site_yields_connections_to_a_site_without_any() -> None:
     async with ScriptedRemote() as busy, ScriptedRemote() as other, courier(max_connections=2) as smtp:
         many = [asyncio.create_task(smtp.deliver(delivery(relay(busy.port)), CONTENT)) for _ in range(300)]

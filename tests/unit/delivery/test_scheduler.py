@@ -136,7 +136,13 @@ def test_unregistered_owner_drops_only_its_queued_deliveries() -> None:
 def test_unproven_site_gets_two_slots_and_more_as_it_replies() -> None:
     world = World()
     world.add("site", 60)
-    assert world.start().total() == 2
+    assert world.start().total() == 1  # the site may never greet
+    item = world.active[0]
+    assert world.scheduler.set_connecting(item, connecting=True)
+    assert not world.start()
+    world.windows.use("site", 0.0).on_greeting()
+    assert world.scheduler.set_connecting(item, connecting=False)
+    assert world.start().total() == 1
     most = 0
     while world.active:
         world.finish()
@@ -201,12 +207,35 @@ def test_site_that_becomes_unproven_keeps_its_queue_and_load() -> None:
     assert world.start().total() == 1
 
 
+def test_deliveries_that_wait_for_a_greeting_need_no_slot() -> None:
+    world = World(slots=40)
+    for number in range(140):
+        world.add(f"silent{number}", 2)
+    silent = 0
+    while started := world.start():
+        silent += started.total()
+        for item in world.active:
+            world.scheduler.set_connecting(item, connecting=True)
+    assert silent == 140  # one for each site
+    world.add("new")
+    assert world.start() == {"new": 1}
+    for item in world.active[:140]:
+        world.scheduler.set_connecting(item, connecting=False)  # all of them greet: no further one starts
+    world.add("another")
+    assert not world.start()
+    for _ in range(130):
+        world.finish()
+    assert world.start()["another"] == 1
+
+
 def test_load_returns_to_zero() -> None:
     world = World()
     for turn in range(30):
         for _ in range(3):
             world.add_tarpits(50, size=1)
         while world.active:
+            for item in world.active[::2]:
+                world.scheduler.set_connecting(item, connecting=turn % 3 > 0)
             world.finish(turn % len(world.active), prompt=len(world.active) % 3 > 0)
             world.start()
     assert world.scheduler.empty

@@ -35,7 +35,11 @@ def test_window_grows_with_success() -> None:
 def test_site_is_unproven_until_it_replies_promptly(maximum: int) -> None:
     window = new_window(maximum, is_trusted=False)
     assert window.is_unproven
+    assert (window.delivery_limit, window.connection_limit) == (1, 1)  # it may never greet
+    window.on_greeting()
+    assert window.is_unproven
     assert window.delivery_limit == UNPROVEN_START
+    assert window.connection_limit == min(UNPROVEN_START, maximum)
     window.on_transaction(PROMPT_SECONDS + 1, 0.0)
     assert window.is_unproven
     window.on_transaction(PROMPT_SECONDS, 0.0)
@@ -74,6 +78,9 @@ def test_unreachable_site_is_not_tried_during_its_back_off() -> None:
     assert window.backoff_reason(129.9) == "refused"
     assert window.backoff_reason(130.0) is None
     assert window.connection_limit == TRUSTED_START
+    untrusted = new_window(20, is_trusted=False, successes=20)
+    untrusted.on_unreachable("refused", 100.0)
+    assert untrusted.connection_limit == 1
 
 
 def test_windows_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
