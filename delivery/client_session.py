@@ -11,12 +11,12 @@ Source: RFC 5321, RFC 2033 (LMTP), RFC 2920 (pipelining), RFC 1870 (SIZE), RFC 6
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum, auto
 
 from delivery.capabilities import Capabilities
 from delivery.peer import Credentials, TlsPolicy, refuse_clear_text
 from delivery.reply_parser import MalformedReply, ReplyParser, ServerReply
+from delivery.timeouts import Timeouts
 from delivery.transaction import Transaction, TransactionResult
 from mail.envelope import Envelope
 from mail.reply import Reply
@@ -54,21 +54,6 @@ class _Verb(Enum):
 _GREETINGS = (_Verb.GREETING, _Verb.EHLO, _Verb.HELO)
 
 
-@dataclass(frozen=True, slots=True)
-class Timeouts:
-    """Time-outs for the server's replies (RFC 5321 section 4.5.3.2)."""
-
-    greeting_seconds: float = 300.0  # .1
-    command_seconds: float = 300.0  # .2 MAIL, .3 RCPT; EHLO and RSET alike
-    data_seconds: float = 120.0  # .4
-    block_seconds: float = 180.0  # .5, for each slice of the content
-    dot_seconds: float = 600.0  # .6
-    quit_seconds: float = 2.0
-    # A whole transaction until the content is sent, and again from the final dot to the last reply, however each single
-    # reply is; for content, one second more for each 16 KiB. More than one MAIL, RCPT and DATA may take.
-    transaction_seconds: float = 900.0
-
-
 class ClientSession:
     """Protocol state of one connection. `remote` is the server as shown to people, "mx.example.test[192.0.2.1]:25".
     `own_names`: of this server; one that greets with such a name is this server.
@@ -83,6 +68,7 @@ class ClientSession:
         *,
         tls: TlsPolicy = TlsPolicy.NONE,
         credentials: Credentials | None = None,
+        may_pipeline: bool = True,
     ) -> None:
         self.remote = remote
         self.phase = Phase.GREETING
@@ -93,9 +79,13 @@ class ClientSession:
         self.is_own = False  # the server has one of `own_names`
         self.is_refused_by_policy = False  # `refusal` is because of `tls` or `credentials`
         self.dot_sent = False
+        self.rejects_mail = False  # the greeting says that the server accepts no mail at all
+        self.is_stalled = False  # it did not reply to a command of the envelope in time
+        self.is_pipelined = False  # the last group had several commands
         self._own_names = own_names
         self._tls = tls
         self._credentials = credentials
+        self._may_pipeline = may_pipeline
         self._hostname = hostname.encode("ascii", "replace")
         self._protocol = protocol
         self._parser = ReplyParser()
@@ -227,6 +217,8 @@ class ClientSession:
                     self._send(_Verb.EHLO, b"%s %s\r\n" % (self._ehlo_verb, self._hostname))
                     self.phase = Phase.EHLO
                 else:
+                    # RFC 7504 section 3, RFC 5321 section 3.1.
+                    self.rejects_mail = reply.code in (521, 554)
                     self._fail_handshake("sent the greeting", reply)
             case _Verb.EHLO:
                 if reply.positive:
@@ -390,6 +382,11 @@ class ClientSession:
             self._fail_handshake(f"replied to {verb.value}:", reply)
         self.phase = Phase.CLOSED
 
+    def time_out(self, reason: str) -> None:
+        """The server did not reply in time."""
+        self.is_stalled = self.phase is Phase.ENVELOPE
+        self.abort(reason)
+
     def abort(self, reason: str, enhanced: str = "4.4.2") -> None:
         """The connection failed: defer every recipient without an outcome, with a local reply. `reason`:
         "connection lost", "timed out" and the like.
@@ -401,6 +398,8 @@ class ClientSession:
             text += " (while sending the content)"
         elif self._expected:
             text += f" (waiting for the reply to {self._expected[0].value})"
+            if self.is_stalled and self.is_pipelined:
+                text += " after pipelined commands"
         if self.dot_sent:
             # RFC 1047: the server may have accepted the message.
             text += "; the message was sent completely but not acknowledged, so the recipient may get it twice"
@@ -423,7 +422,9 @@ class ClientSession:
         last one (RFC 2920 section 3.1, also about the bound).
         """
         group = b""
-        while self._unsent_commands and (not group or (self.capabilities.pipelining and len(group) < GROUP_BYTES)):
+        may_pipeline = self._may_pipeline and self.capabilities.pipelining
+        self.is_pipelined = may_pipeline and len(self._unsent_commands) > 1
+        while self._unsent_commands and (not group or (may_pipeline and len(group) < GROUP_BYTES)):
             verb, command = self._unsent_commands.popleft()
             self._expected.append(verb)
             group += command

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
-from delivery.client_session import ClientSession, Phase, Timeouts
+from delivery.client_session import ClientSession, Phase
 from delivery.exchangers import Exchanger
 from delivery.peer import PeerKey
+from delivery.timeouts import Timeouts
 from delivery.transaction import TransactionResult
 from mail.envelope import Envelope
 from mail.reply import Reply
@@ -128,9 +129,12 @@ class Connection(asyncio.Protocol):
     def check_deadline(self, now: float) -> None:
         """Called by the sweep: abort the connection after its deadline."""
         if now >= self.deadline:
-            self.abort("timed out")
+            self.session.time_out("timed out")
         elif now >= self._transaction_deadline:
-            self.abort("timed out: the whole transaction takes too long")
+            self.session.time_out("timed out: the whole transaction takes too long")
+        else:
+            return
+        self.abort("timed out")
 
     # Called by the event loop
 

@@ -6,10 +6,20 @@ back-off is tried after all others.
 
 from __future__ import annotations
 
+from enum import Enum, auto
+
 # New connections lost in a row, without a transaction between them, after which an exchanger is backed off.
 CONSECUTIVE_FAILURES_MAX = 3
 _BACKOFF_FACTOR_MAX = 16  # the back-off doubles with each failure up to this multiple
 EXCHANGERS_MAX = 10_000  # beyond it the least recently used one is dropped
+
+
+class Pipelining(Enum):
+    """Whether an exchanger that offers PIPELINING gets pipelined commands (RFC 2920)."""
+
+    USED = auto()
+    NOT_USED = auto()  # it did not reply to them in time
+    USED_ANYWAY = auto()  # nor to single commands
 
 
 class Exchanger:
@@ -23,11 +33,13 @@ class Exchanger:
         "_consecutive_failures",
         "connections",
         "host",
+        "pipelining",
     )
 
     def __init__(self, host: str, backoff_seconds: float) -> None:
         self.host = host
         self.connections = 0
+        self.pipelining = Pipelining.USED
         self._backoff_seconds = backoff_seconds
         self._backoff_until = float("-inf")
         self._backoff_reason = ""
@@ -38,6 +50,15 @@ class Exchanger:
         """It answered a transaction and may be tried in its order again."""
         self._consecutive_failures = 0
         self._backoff_factor = 1
+
+    def on_stalled(self, *, is_pipelined: bool) -> None:
+        """It did not reply to a command of the envelope in time. Some servers, and firewalls before them, read only one
+        command of a packet.
+        """
+        if is_pipelined and self.pipelining is Pipelining.USED:
+            self.pipelining = Pipelining.NOT_USED
+        elif not is_pipelined and self.pipelining is Pipelining.NOT_USED:
+            self.pipelining = Pipelining.USED_ANYWAY
 
     def on_first_transaction_failed(self, reason: str, now_seconds: float) -> None:
         """A new connection was lost or timed out in its first transaction."""

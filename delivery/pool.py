@@ -13,40 +13,32 @@ from operator import attrgetter
 import structlog
 
 from delivery.assignment import Assignment, Close, Give, Peer, Refuse
-from delivery.client_session import ClientSession, Timeouts
 from delivery.connection import Connection
+from delivery.connector import NOT_CONNECTED, Connector
 from delivery.exchangers import Exchangers
 from delivery.own_addresses import OwnAddresses
 from delivery.peer import PeerKey
 from delivery.site_window import SiteWindows
-from delivery.source_addresses import NoSource, SourceAddresses
+from delivery.source_addresses import SourceAddresses
 from delivery.targets import NoTarget, Target, TargetSelector
+from delivery.timeouts import Timeouts
 from delivery.transaction import TransactionResult
 from delivery.walk import Walk
-from mail.reply import LOOPS_BACK, Reply
+from mail.reply import Reply
 from mail.resolver import Resolver
-from mail.route import RelayProtocol, Route, ToMx, ToRelay
+from mail.route import Route
 from mail.settings_roles import DeliverySettings
-from mail.telemetry.delivery import CONNECTION_ERRORS, SLOT_WAIT
+from mail.telemetry.delivery import SLOT_WAIT
 
 logger = structlog.get_logger()
 
-# Local replies. RFC 3463 section 3.4: system not accepting messages; section 3.5: X.4.1 no answer from host, X.4.2 bad
-# connection.
-SHUTTING_DOWN = Reply(451, "4.3.2", "This server is shutting down")
+SHUTTING_DOWN = Reply(451, "4.3.2", "This server is shutting down")  # RFC 3463 X.3.2: system not accepting messages
 SITE_BACKED_OFF = Reply(451, "4.4.1", "Not tried: the site was unreachable a moment ago")
-NOT_CONNECTED = Reply(451, "4.4.1", "not connected")
-CONNECTION_LOST = Reply(451, "4.4.2", "connection lost")
-_CONNECT_ERRORS = {
-    TimeoutError: ("timeout", "connection timed out"),
-    ConnectionRefusedError: ("refused", "connection refused"),
-}
 
 _RECENT_SUCCESS_SECONDS = 60.0
 # A site that worked recently and refuses connections is usually restarting: retry before it is backed off.
-_GREETING_SECONDS_IF_FULL = 30.0
-_NO_ADDRESSES = OwnAddresses()
 _RECONNECT_DELAYS_SECONDS = (0.25, 0.75, 1.5)
+_GREETING_SECONDS_IF_FULL = 30.0
 
 
 @dataclass(slots=True, eq=False)
@@ -85,7 +77,7 @@ class Pool:
         windows: SiteWindows,
         resolver: Resolver,
         hostname: str,
-        own_addresses: OwnAddresses = _NO_ADDRESSES,
+        own_addresses: OwnAddresses,
         timeouts: Timeouts | None = None,
     ) -> None:
         self._sources = SourceAddresses(settings.source_addresses)
@@ -93,14 +85,20 @@ class Pool:
         self._exchangers = Exchangers(settings.reconnect_backoff.total_seconds())
         self._targets = TargetSelector(resolver, settings, self._sources, self._exchangers, own_addresses)
         self._ehlo_name = settings.ehlo_name or hostname
-        self._own_names = frozenset({self._ehlo_name.lower(), hostname.lower()} - {"localhost"})
-        self._timeouts = timeouts or Timeouts()
+        timeouts = timeouts or Timeouts()
+        self._connector = Connector(
+            self._sources,
+            self._exchangers,
+            frozenset({self._ehlo_name.lower(), hostname.lower()} - {"localhost"}),
+            timeouts=timeouts,
+            connect_seconds=settings.connect_timeout.total_seconds(),
+            on_closed=self._on_connection_closed,
+        )
         self._settings = settings
         self._idle_seconds = settings.idle_timeout.total_seconds()
         self._assignment: Assignment[Connection, _Waiting] = Assignment(windows, settings.max_connections)
-        self._handshakes: set[Connection] = set()
         self._sweeper: asyncio.TimerHandle | None = None  # None before the first use and after `close`
-        self._sweep_seconds = max(0.01, min(1.0, min(self._idle_seconds, *astuple(self._timeouts)) / 4))
+        self._sweep_seconds = max(0.01, min(1.0, min(self._idle_seconds, *astuple(timeouts)) / 4))
 
     def key(self, route: Route) -> PeerKey:
         """What the deliveries of this process need of a connection."""
@@ -155,6 +153,8 @@ class Pool:
         elif result.connection_lost:
             connection.quit()  # counts until it is closed
             window.on_overload(window.connections - (connection in peer.connections))
+            if connection.session.is_stalled:
+                exchanger.on_stalled(is_pipelined=connection.session.is_pipelined)
             if connection.transactions == 1:
                 reason = result.outcomes[-1].reply.text
                 exchanger.on_first_transaction_failed(reason, now)
@@ -277,6 +277,16 @@ class Pool:
 
     def _on_connect_failed(self, peer: _Peer, failures: list[NoTarget], walk: Walk) -> Reply | None:
         """No target could be reached. A temporary failure decides, else a missing source, else a permanent failure."""
+        rejections = [failure.said for failure in failures if failure.rejects_mail and failure.said is not None]
+        if (
+            len(rejections) == len(failures)
+            and walk.is_first_choice
+            and not peer.count
+            and peer.window.last_success == float("-inf")
+        ):
+            # RFC 7504 section 4: tell the sender early. A site that worked lately only refuses this client for now.
+            said, remote = rejections[-1], failures[-1].remote
+            return Reply(said.code, said.enhanced or "5.3.2", f"{remote} sent the greeting {said}")
         decisive = max(reversed(failures), key=lambda one: 1 if one.is_without_source else 2 * one.reply.is_temporary)
         reply, window = decisive.reply, peer.window
         if not walk.is_first_choice:  # the site is reachable, and the delivery has an outcome of another exchanger
@@ -302,7 +312,7 @@ class Pool:
             async for target in targets:
                 if failures and not walk.may_continue(clock()):
                     break
-                result = await self._connect(key, target, route) if isinstance(target, Target) else target
+                result = await self._connector.connect(key, target, route) if isinstance(target, Target) else target
                 if isinstance(result, Connection):
                     result.better_hosts = walk.better_hosts(target.host)
                     walk.addresses.update(failed_addresses)
@@ -327,42 +337,6 @@ class Pool:
         if not (exchanger.connections or last.is_by_policy):
             exchanger.back_off(last.reply.text, now)
 
-    async def _connect(self, key: PeerKey, target: Target, route: Route) -> Connection | NoTarget:
-        """Connect to one address up to READY, or return the failure."""
-        remote = str(target)
-        protocol = route.protocol if isinstance(route, ToRelay) else RelayProtocol.SMTP
-        own_names = self._own_names if isinstance(route, ToMx) else frozenset()
-        session = ClientSession(key.ehlo_name, remote, protocol, own_names, tls=key.tls, credentials=key.credentials)
-        exchanger = self._exchangers.use(target.host, target.port)
-        loop = asyncio.get_running_loop()
-        connection = Connection(key, session, self._timeouts, self._on_connection_closed, loop)
-        connection.ip, connection.route, connection.exchanger = target.ip, route, exchanger
-        try:
-            async with asyncio.timeout(self._settings.connect_timeout.total_seconds()):
-                await self._sources.connect(key.source_addresses, lambda: connection, target.ip, target.port)
-        except NoSource as error:
-            return NoTarget(target.host, target.host, error.reply, is_without_source=True)
-        except OSError as error:  # TimeoutError is one
-            kind, text = _CONNECT_ERRORS.get(type(error), ("unreachable", error.strerror or type(error).__name__))
-            CONNECTION_ERRORS.labels(kind).inc()
-            return NoTarget(target.host, remote, NOT_CONNECTED.with_text(text).about(remote))
-        connection.opened_at = loop.time()
-        self._handshakes.add(connection)
-        try:
-            refusal = await connection.handshake()
-        except asyncio.CancelledError:
-            connection.abort("cancelled")
-            raise
-        finally:
-            self._handshakes.discard(connection)
-        if refusal is not None:
-            CONNECTION_ERRORS.labels("greeting").inc()
-            if session.is_own:
-                return NoTarget(target.host, remote, LOOPS_BACK, session.refused_by, is_own=True)
-            by_policy = session.is_refused_by_policy
-            return NoTarget(target.host, remote, refusal, session.refused_by, is_by_policy=by_policy)
-        return connection if connection.usable else NoTarget(target.host, remote, CONNECTION_LOST.about(remote))
-
     # Sweep
 
     def _close_silent_if_full(self, now: float) -> None:
@@ -371,7 +345,7 @@ class Pool:
         """
         if not self._assignment.is_full:
             return
-        silent = [one for one in self._handshakes if now - one.opened_at >= _GREETING_SECONDS_IF_FULL]
+        silent = [one for one in self._connector.handshakes if now - one.opened_at >= _GREETING_SECONDS_IF_FULL]
         for connection in sorted(silent, key=attrgetter("opened_at"))[: self._assignment.starved_count]:
             connection.abort("timed out, while all connections are in use")
 
@@ -379,7 +353,7 @@ class Pool:
         loop = asyncio.get_running_loop()
         self._sweeper = loop.call_later(self._sweep_seconds, self._sweep)  # first: an exception below must not end it
         now = loop.time()
-        for connection in [*self._assignment.owners, *self._handshakes]:
+        for connection in [*self._assignment.owners, *self._connector.handshakes]:
             connection.check_deadline(now)
         self._close_silent_if_full(now)
         for connection in [idle for idle in self._assignment.idle if now - idle.idle_since >= self._idle_seconds]:

@@ -54,11 +54,11 @@ class ServerReply:
         for raw in self.lines:
             text = _CONTROL.sub(" ", raw.decode("utf-8", "replace")).strip()
             match = _ENHANCED.match(text)
-            if match is not None:
+            # RFC 2034 section 4: the class of an enhanced code must match the reply code. Another one stays in the
+            # text, where the operator sees it.
+            if match is not None and int(match[1]) == self.code // 100:
                 text = text[match.end() :]
-                # RFC 2034 section 4: the class of an enhanced code must match the reply code.
-                if not enhanced and int(match[1]) == self.code // 100:
-                    enhanced = match[0].strip()
+                enhanced = enhanced or match[0].strip()
             texts.append(text)
         return Reply(self.code, enhanced, "\n".join(texts)[:TEXT_MAX])
 

@@ -15,6 +15,7 @@ import structlog
 from msgspec.structs import replace
 
 from delivery.courier import Progress, same_outcome
+from delivery.exchangers import Pipelining
 from delivery.pool import Pool
 from delivery.transaction import TransactionResult
 from delivery.walk import Walk
@@ -76,9 +77,9 @@ class SmtpCourier:
         return tuple(outcomes)
 
     async def _next_exchanger(self, route: Route, walk: Walk) -> bool:
-        """The hosts asked so far had their turn; whether there is another one."""
+        """The hosts asked so far had their turn; whether there is another one, or one to ask without PIPELINING."""
         walk.end_turn()
-        return await self._pool.has_next(route, walk)
+        return await self._pool.has_next(route, walk) or walk.repeat_stalled()
 
     async def _transact(
         self, route: Route, envelope: Envelope, content: bytes, walk: Walk
@@ -102,5 +103,7 @@ class SmtpCourier:
                     pool.back_off(route, host, reply)
             if not pool.release(connection, result):
                 walk.on_transaction(connection.host, connection.ip, connection.session.remote, result)
+                if connection.session.is_stalled and connection.exchanger.pipelining is Pipelining.NOT_USED:
+                    walk.stalled = connection.host, connection.ip
                 return result
             reuse = False

@@ -51,7 +51,7 @@ class NoTarget:
     """A target that cannot be used, or a host without one. `reply` is the reason for the delivery, 4xx if it may be
     temporary; `said` is what the server itself replied. `is_without_source`: the host has addresses, but this process
     has no source address for them. `is_own`: the server has the name of this one. `is_by_policy`: the delivery needs
-    TLS or AUTH; the site is not at fault.
+    TLS or AUTH; the site is not at fault. `rejects_mail`: the greeting says that the server accepts no mail at all.
     """
 
     host: str
@@ -61,6 +61,7 @@ class NoTarget:
     is_without_source: bool = False
     is_own: bool = False
     is_by_policy: bool = False
+    rejects_mail: bool = False
 
 
 class TargetSelector:

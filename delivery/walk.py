@@ -32,6 +32,8 @@ class Walk:
         self.sessions = 0
         self.replies: list[ExchangerReply] = []
         self._asked: str | None = None  # whose session is the current one
+        self.stalled: tuple[str, str] | None = None  # host and address that did not reply to pipelined commands
+        self._is_repeated = False
         self.failed: dict[str, Reply] = {}  # hosts that refused a whole transaction for now, or lost it
         self._deadline = now_seconds + WALK_SECONDS
 
@@ -86,8 +88,19 @@ class Walk:
 
     @property
     def asked(self) -> tuple[ExchangerReply, ...]:
-        """`replies`, if there are several exchangers; else the outcomes say it."""
-        return tuple(self.replies) if len({one.remote for one in self.replies}) > 1 else ()
+        """`replies`, if there are several exchangers or sessions; else the outcomes say it."""
+        several = self._is_repeated or len({one.remote for one in self.replies}) > 1
+        return tuple(self.replies) if several else ()
+
+    def repeat_stalled(self) -> bool:
+        """Whether the exchanger that did not reply to pipelined commands can be asked once more, with single ones."""
+        if self.stalled is None or self._is_repeated:
+            return False
+        host, address = self.stalled
+        self._is_repeated = True
+        self.turned.discard(host)
+        self.addresses.discard(address)
+        return True
 
     def _record(self, remote: str, reply: Reply) -> None:
         text = reply.text.removeprefix(f"{remote}: ")[:TEXT_MAX]

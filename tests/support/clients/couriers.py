@@ -6,11 +6,11 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from delivery.client_session import Timeouts
 from delivery.own_addresses import OwnAddresses
 from delivery.pool import Pool
 from delivery.site_window import SiteWindows
 from delivery.smtp_courier import SmtpCourier
+from delivery.timeouts import Timeouts
 from mail.outcome import Outcome
 from mail.resolver import AddressAnswer, IpAddresses, MxAnswer
 from mail.settings_roles import DeliverySettings

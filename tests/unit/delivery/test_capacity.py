@@ -111,7 +111,13 @@ async def test_site_has_one_window_for_deliveries_and_connections() -> None:
     async with ScriptedRemote({"DOT": [*[Wait(go, "250 ok")] * 30]}) as remote:
         settings, spool, shard = DeliverySettings(mx_port=remote.port), FakeSpool(), FakeShard()
         capacity = Capacity(settings, spool)
-        pool = Pool(settings=settings, windows=capacity.windows, resolver=HostResolver(), hostname="us.test")
+        pool = Pool(
+            settings=settings,
+            windows=capacity.windows,
+            resolver=HostResolver(),
+            hostname="us.test",
+            own_addresses=OwnAddresses(),
+        )
         async with running_worker_of(capacity, SmtpCourier(pool), shard, spool):
             shard.put(*(dispatched(ToMx("r.test", ((10, "127.0.0.1"),))) for _ in range(30)))
             await wait_until(lambda: remote.commands.count("DOT") == 2)

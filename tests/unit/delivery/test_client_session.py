@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from delivery.client_session import ClientSession, Phase, Timeouts
+from delivery.client_session import ClientSession, Phase
+from delivery.timeouts import Timeouts
 from mail.route import RelayProtocol
 from tests.support.clients.client_session import (
     BARE,

@@ -8,9 +8,10 @@ from typing import Any, cast
 
 import pytest
 
-from delivery.client_session import ClientSession, Timeouts
+from delivery.client_session import ClientSession
 from delivery.connection import SLICE_BYTES, Connection
 from delivery.peer import PeerKey
+from delivery.timeouts import Timeouts
 from mail.route import RelayProtocol
 from tests.support.builders.delivery import envelope
 

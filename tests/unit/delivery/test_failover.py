@@ -20,7 +20,7 @@ from mail.resolver import IpAddresses
 from mail.route import RelayProtocol, ToMx, ToRelay
 from tests.support.builders.delivery import CONTENT, delivery
 from tests.support.clients.couriers import SHORT_TIMEOUTS, HostResolver, courier, outcome_names
-from tests.support.servers.scripted_remote import Drop, ScriptedRemote, Stall, Wait
+from tests.support.servers.scripted_remote import Drop, ScriptedRemote, Session, Stall, Wait
 
 LATER = "452 4.3.1 disk full"
 Script = Mapping[str, Sequence[Any]]
@@ -247,3 +247,83 @@ async def test_message_too_large_for_the_first_exchanger_fails() -> None:
     async with exchangers({"EHLO": ["250-mx1\n250 SIZE 10"]}, {}) as world:
         assert await world.deliver() == ["Failed"]
         assert isinstance(world.outcomes[0], Failed)
+
+
+class Swallowing(ScriptedRemote):
+    """Offers PIPELINING and reads only the first command of a packet."""
+
+    async def _run_session(
+        self, number: int, session: Session, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        inner = asyncio.StreamReader()
+
+        async def copy() -> None:
+            content = False
+            while packet := await reader.read(65536):
+                first = packet if content else packet[: packet.find(b"\n") + 1]
+                content = (content or first == b"DATA\r\n") and not packet.endswith(b"\r\n.\r\n")
+                inner.feed_data(first)
+            inner.feed_eof()
+
+        async with asyncio.TaskGroup() as group:
+            copying = group.create_task(copy())
+            try:
+                await super()._run_session(number, session, inner, writer)
+            finally:
+                copying.cancel()
+
+
+async def test_server_that_swallows_pipelined_commands_is_asked_without_pipelining() -> None:
+    async with Swallowing() as remote, courier(timeouts=SHORT_TIMEOUTS) as smtp:
+        progress = Progress()
+        route = ToRelay("127.0.0.1", remote.port)
+        assert (
+            outcome_names(await smtp.deliver(delivery(route, "a@r.test", "b@r.test"), CONTENT, progress))
+            == ["Delivered"] * 2
+        )
+        replies = [str(one.reply) for one in progress.asked]
+        assert "(waiting for the reply to RCPT) after pipelined commands" in replies[0]
+        assert replies[1:] == ["250 2.0.0 accepted"]
+        assert len(remote.sessions) == 2
+        await remote.drop_connections()
+        assert outcome_names(await smtp.deliver(delivery(route), CONTENT)) == ["Delivered"]
+        assert len(remote.sessions) == 3  # it is remembered
+
+
+async def test_server_that_stalls_without_pipelining_too_is_asked_once_more_only_once() -> None:
+    async with ScriptedRemote({"MAIL": [Stall()]}) as remote, courier(timeouts=SHORT_TIMEOUTS) as smtp:
+        route = ToRelay("127.0.0.1", remote.port)
+        for sessions in (2, 3, 4):
+            assert outcome_names(await smtp.deliver(delivery(route), CONTENT)) == ["Deferred"]
+            if sessions < 4:  # then it is backed off
+                assert len(remote.sessions) == sessions
+
+
+async def test_another_exchanger_is_asked_before_one_that_stalled() -> None:
+    async with exchangers({"MAIL": [Stall()]}, {}) as world:
+        assert await world.deliver() == ["Delivered"]
+        assert world.sessions == [1, 1]
+
+
+@pytest.mark.parametrize("code", [521, 554])
+async def test_all_exchangers_that_accept_no_mail_fail_the_recipients(code: int) -> None:
+    greeting = {"GREETING": [f"{code} no mail here"]}
+    async with exchangers(greeting, greeting) as world:
+        assert await world.deliver() == ["Failed"]
+        assert world.sessions == [1, 1]
+        assert (world.outcomes[0].reply.code, world.outcomes[0].reply.enhanced) == (code, "5.3.2")
+        assert f"sent the greeting {code} no mail here" in world.outcomes[0].reply.text
+
+
+@pytest.mark.parametrize("other", ["421 4.3.2 busy", "550 5.7.1 blocked"])
+async def test_one_exchanger_that_may_accept_mail_later_defers(other: str) -> None:
+    async with exchangers({"GREETING": ["521 no mail here"]}, {"GREETING": [other]}) as world:
+        assert await world.deliver() == ["Deferred"]
+
+
+async def test_greeting_of_a_site_that_worked_lately_defers() -> None:
+    """It refuses this client for now, or is short of connections."""
+    async with exchangers({"GREETING": ["220 hello", "554 5.7.1 too many connections"]}) as world:
+        assert await world.deliver() == ["Delivered"]
+        await world.remotes[0].drop_connections()
+        assert await world.deliver() == ["Deferred"]

@@ -8,6 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from delivery.connection import Connection
+from delivery.own_addresses import OwnAddresses
 from delivery.peer import Credentials, PeerKey, TlsPolicy
 from delivery.pool import Pool
 from delivery.site_window import SiteWindows
@@ -29,7 +30,13 @@ class PoolWithPolicy(Pool):
     def __init__(self) -> None:
         settings = DeliverySettings()
         windows = SiteWindows(settings.max_connections_per_site, 30.0)
-        super().__init__(settings=settings, windows=windows, resolver=HostResolver(), hostname="us.test")
+        super().__init__(
+            settings=settings,
+            windows=windows,
+            resolver=HostResolver(),
+            hostname="us.test",
+            own_addresses=OwnAddresses(),
+        )
         self.tls = TlsPolicy.NONE
         self.credentials: Credentials | None = None
 

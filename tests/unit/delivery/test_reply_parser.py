@@ -23,8 +23,10 @@ def test_replies_are_sanitised() -> None:
     # digits of other scripts are plain text
     strange = ReplyParser().feed("550 5.\u0661.1 x\r\n".encode())[0].to_reply()
     assert (strange.enhanced, strange.text) == ("", "5.\u0661.1 x")
-    # RFC 2034 section 4: a class that contradicts the code is dropped
-    assert ReplyParser().feed(b"550 4.1.1 x\r\n")[0].to_reply().enhanced == ""
+    # RFC 2034 section 4: a class that contradicts the code is no enhanced code, and stays visible
+    contradiction = ReplyParser().feed(b"550-4.1.1 x\r\n550-5.7.1 y\r\n550 5.7.1 z\r\n")[0].to_reply()
+    assert str(contradiction) == "550 5.7.1 4.1.1 x y z"
+    assert str(ReplyParser().feed(b"550 4.1.1 x\r\n")[0].to_reply()) == "550 4.1.1 x"
 
 
 def test_capabilities() -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from aiosmtpd.smtp import SMTP
 
-from delivery.client_session import ClientSession, Timeouts
+from delivery.client_session import ClientSession
 from delivery.connection import Connection
 from delivery.peer import PeerKey
+from delivery.timeouts import Timeouts
 from mail.outcome import Deferred, Failed
 from tests.support.builders.delivery import CONTENT, delivery, relay
 from tests.support.clients.couriers import SHORT_TIMEOUTS, courier, outcome_names

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from delivery import mailbox_courier
-from delivery.client_session import Timeouts
+from delivery.timeouts import Timeouts
 from eilpost.wiring import delivery_id_retention
 from mail.log.kafka.membership import COORDINATOR_SHARE
 from mail.log.kafka.timeouts import TIMEOUTS as KAFKA
