@@ -63,6 +63,7 @@ class Connector:
             may_pipeline=may_pipeline,
         )
         loop = asyncio.get_running_loop()
+        exchanger.on_tried(loop.time())
         connection = Connection(key, session, self._timeouts, self._on_closed, loop)
         connection.ip, connection.route, connection.exchanger = target.ip, route, exchanger
         try:

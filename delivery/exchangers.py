@@ -11,6 +11,7 @@ from enum import Enum, auto
 # New connections lost in a row, without a transaction between them, after which an exchanger is backed off.
 CONSECUTIVE_FAILURES_MAX = 3
 _BACKOFF_FACTOR_MAX = 16  # the back-off doubles with each failure up to this multiple
+PROBE_SECONDS = 330.0  # to connect and to wait for the greeting
 EXCHANGERS_MAX = 10_000  # beyond it the least recently used one is dropped
 
 
@@ -31,6 +32,7 @@ class Exchanger:
         "_backoff_seconds",
         "_backoff_until",
         "_consecutive_failures",
+        "_is_probed",
         "connections",
         "host",
         "pipelining",
@@ -44,12 +46,21 @@ class Exchanger:
         self._backoff_until = float("-inf")
         self._backoff_reason = ""
         self._backoff_factor = 1
+        self._is_probed = False
         self._consecutive_failures = 0
 
     def on_transaction(self) -> None:
         """It answered a transaction and may be tried in its order again."""
         self._consecutive_failures = 0
         self._backoff_factor = 1
+        self._backoff_until = float("-inf")
+        self._is_probed = False
+
+    def on_tried(self, now_seconds: float) -> None:
+        """A delivery tries it. After a back-off it is the only one, for as long as a silent server keeps it."""
+        if self._backoff_factor > 1 and now_seconds >= self._backoff_until:
+            self._is_probed = True
+            self._backoff_until = now_seconds + PROBE_SECONDS
 
     def on_stalled(self, *, is_pipelined: bool) -> None:
         """It did not reply to a command of the envelope in time. Some servers, and firewalls before them, read only one
@@ -70,7 +81,8 @@ class Exchanger:
         """It is unreachable, or refuses what another exchanger of the same attempt accepted."""
         self._consecutive_failures = 0
         self._backoff_reason = reason
-        if now_seconds >= self._backoff_until:  # else another delivery noticed the same failure
+        if self._is_probed or now_seconds >= self._backoff_until:  # else another delivery noticed the same failure
+            self._is_probed = False
             self._backoff_until = now_seconds + self._backoff_seconds * self._backoff_factor
             self._backoff_factor = min(2 * self._backoff_factor, _BACKOFF_FACTOR_MAX)
 

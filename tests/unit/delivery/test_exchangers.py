@@ -39,6 +39,22 @@ def test_back_off_doubles_until_a_transaction() -> None:
     assert exchanger.backoff_reason(now + 30) is None
 
 
+def test_one_delivery_at_a_time_tries_an_exchanger_after_its_back_off() -> None:
+    exchanger = Exchangers(30.0).use("mx.test", 25)
+    exchanger.on_tried(0.0)
+    assert exchanger.backoff_reason(0.0) is None  # it has not failed
+    exchanger.back_off("silent", 0.0)
+    assert exchanger.backoff_reason(30.0) is None
+    exchanger.on_tried(30.0)
+    assert exchanger.backoff_reason(30.0) == "silent"
+    exchanger.back_off("still silent", 330.0)
+    assert exchanger.backoff_reason(389.9) == "still silent"
+    assert exchanger.backoff_reason(390.0) is None
+    exchanger.on_tried(390.0)
+    exchanger.on_transaction()
+    assert exchanger.backoff_reason(390.0) is None
+
+
 def test_exchangers_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchangers, "EXCHANGERS_MAX", 3)
     known = Exchangers(30.0)

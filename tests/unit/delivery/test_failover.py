@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -200,6 +201,17 @@ async def test_exchanger_that_refuses_what_another_accepts_is_tried_last_for_a_w
         assert world.sessions == [1, 1]  # the second message reused the connection to mx2
         assert await world.deliver() == ["Deferred"]
         assert "Not tried" in world.progress.asked[-1].reply.text
+
+
+async def test_one_delivery_finds_out_whether_a_silent_exchanger_is_back() -> None:
+    back_off = timedelta(seconds=0.3)
+    async with exchangers({"GREETING": [Stall()]}, {}, reconnect_backoff=back_off) as world:
+        assert await world.deliver() == ["Delivered"]
+        await asyncio.sleep(0.3)
+        attempts = [world.smtp.deliver(delivery(world.route), CONTENT) for _ in range(10)]
+        outcomes = await asyncio.wait_for(asyncio.gather(*attempts), 10)
+        assert [outcome_names(outcome) for outcome in outcomes] == [["Delivered"]] * 10
+        assert world.sessions[0] == 2
 
 
 async def test_recipient_refused_for_now_does_not_back_the_exchanger_off() -> None:
