@@ -104,9 +104,11 @@ class Pool:
         """What the deliveries of this process need of a connection."""
         return PeerKey(route.site, self._ehlo_name, self._source_addresses)
 
-    async def has_next(self, route: Route, walk: Walk) -> bool:
-        """Whether a further exchanger of the route may be asked in this attempt."""
-        return walk.may_continue(asyncio.get_running_loop().time()) and await self._targets.has_next(route, walk)
+    async def next_exchanger(self, route: Route, walk: Walk) -> bool:
+        """The exchangers asked so far had their turn; whether another one, or one without PIPELINING, may be asked."""
+        walk.end_turn()
+        may_continue = walk.may_continue(asyncio.get_running_loop().time())
+        return may_continue and (await self._targets.has_next(route, walk) or walk.repeat_stalled())
 
     async def acquire(self, key: PeerKey, route: Route, walk: Walk, *, reuse: bool = True) -> Connection | Reply:
         """A connection ready for a transaction, to a host that had no turn in `walk`, a new one unless `reuse`; return

@@ -45,41 +45,34 @@ class SmtpCourier:
         indexes, open_indexes = tuple(range(len(envelope.recipients))), []
         # A server that has `retry_now` accepts at least one recipient of each transaction, and each turn removes a host
         # from the walk, so the loop ends.
-        while indexes:
-            remaining = replace(envelope, recipients=tuple(envelope.recipients[index] for index in indexes))
-            try:
+        try:
+            while indexes:
+                remaining = replace(envelope, recipients=tuple(envelope.recipients[index] for index in indexes))
                 result = await self._transact(route, remaining, content, walk)
-            except asyncio.CancelledError:
-                if not outcomes:
-                    raise
-                # Some recipients have the message: without a report they would get it again. The rest stay deferred.
-                if (task := asyncio.current_task()) is not None:
-                    task.uncancel()
-                break
-            except Exception:  # as above
-                if not outcomes:
-                    raise
-                ids = {"queue_id": delivery.message.queue_id, "delivery_id": delivery.id}
-                logger.exception("further transaction failed, its recipients deferred", **ids)
-                break
-            if isinstance(result, Reply):
-                outcomes = outcomes or list(same_outcome(envelope, result))  # what an exchanger said is kept
-                indexes = ()
-            else:
-                outcomes = outcomes or list(result.outcomes)
-                for index, outcome in zip(indexes, result.outcomes, strict=True):
-                    outcomes[index] = outcome
-                open_indexes += [indexes[index] for index in result.open]
-                indexes = tuple(indexes[index] for index in result.retry_now)
-            if not indexes and open_indexes and await self._next_exchanger(route, walk):
-                indexes, open_indexes = tuple(sorted(open_indexes)), []
+                if isinstance(result, Reply):
+                    outcomes = outcomes or list(same_outcome(envelope, result))  # what an exchanger said is kept
+                    indexes = ()
+                else:
+                    outcomes = outcomes or list(result.outcomes)
+                    for index, outcome in zip(indexes, result.outcomes, strict=True):
+                        outcomes[index] = outcome
+                    open_indexes += [indexes[index] for index in result.open]
+                    indexes = tuple(indexes[index] for index in result.retry_now)
+                if not indexes and open_indexes and await self._pool.next_exchanger(route, walk):
+                    indexes, open_indexes = tuple(sorted(open_indexes)), []
+        except asyncio.CancelledError:
+            if not outcomes:
+                raise
+            # Some recipients have the message: without a report they would get it again. The rest stay deferred.
+            if (task := asyncio.current_task()) is not None:
+                task.uncancel()
+        except Exception:  # as above
+            if not outcomes:
+                raise
+            ids = {"queue_id": delivery.message.queue_id, "delivery_id": delivery.id}
+            logger.exception("further transaction failed, its recipients deferred", **ids)
         progress.asked = walk.asked
         return tuple(outcomes)
-
-    async def _next_exchanger(self, route: Route, walk: Walk) -> bool:
-        """The hosts asked so far had their turn; whether there is another one, or one to ask without PIPELINING."""
-        walk.end_turn()
-        return await self._pool.has_next(route, walk) or walk.repeat_stalled()
 
     async def _transact(
         self, route: Route, envelope: Envelope, content: bytes, walk: Walk

@@ -17,7 +17,7 @@ from delivery.courier import Progress
 from delivery.smtp_courier import SmtpCourier
 from delivery.walk import SESSIONS_MAX
 from mail.outcome import Deferred, Delivered, Failed
-from mail.resolver import IpAddresses
+from mail.resolver import AddressAnswer, IpAddresses
 from mail.route import RelayProtocol, ToMx, ToRelay
 from tests.support.builders.delivery import CONTENT, delivery
 from tests.support.clients.couriers import SHORT_TIMEOUTS, HostResolver, courier, outcome_names
@@ -252,6 +252,27 @@ async def test_cancellation_at_the_second_exchanger_reports_what_the_first_one_s
         outcomes = await task
         assert outcome_names(outcomes) == ["Delivered", "Deferred"]
         assert str(outcomes[1].reply) == "450 4.2.1 later"
+
+
+async def test_cancellation_while_the_next_exchanger_is_looked_up_reports_the_first_transaction() -> None:
+    class Slow(HostResolver):
+        calls = 0
+        waiting = asyncio.Event()
+
+        async def addresses(self, host: str) -> AddressAnswer:
+            self.calls += 1
+            if self.calls > 1:
+                self.waiting.set()
+                await asyncio.Event().wait()
+            return IpAddresses(("127.0.0.1",))
+
+    names = Slow()
+    async with ScriptedRemote({"RCPT": ["250 ok", "450 4.2.1 later"]}) as remote, courier(names) as smtp:
+        own_delivery = delivery(ToRelay("relay.test", remote.port), "a@r.test", "b@r.test")
+        task = asyncio.create_task(smtp.deliver(own_delivery, CONTENT))
+        await names.waiting.wait()
+        task.cancel()
+        assert outcome_names(await task) == ["Delivered", "Deferred"]
 
 
 async def test_message_too_large_for_the_first_exchanger_fails() -> None:
