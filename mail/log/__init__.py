@@ -15,8 +15,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from mail.log.damaged import Damaged as Damaged
+from mail.log.topics import CONSUMED_TOPICS, ShardCounts, Topic
 from mail.log.topics import Place as Place
-from mail.log.topics import ShardCounts
 from mail.message import DeliveryId, QueueId
 from mail.record import Accepted, Attempted, Dispatched, Event, QueueEntry, Record
 
@@ -101,9 +101,13 @@ Condition = Usable | Full | Down
 class Backlog:
     """Unconsumed records by topic, summed over the shards that this process can read."""
 
-    accepted: int
-    dispatched: int
-    attempted: int
+    accepted: int = 0
+    dispatched: int = 0
+    attempted: int = 0
+
+    @classmethod
+    def of(cls, count: Callable[[Topic], int]) -> Backlog:
+        return cls(**{topic.name: count(topic) for topic in CONSUMED_TOPICS})
 
 
 class Appender(Protocol):

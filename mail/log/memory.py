@@ -209,7 +209,7 @@ class MemoryLog:
         return [record for record in records if not isinstance(record, Damaged) and record.message.queue_id == queue_id]
 
     async def backlog(self) -> Backlog:
-        return Backlog(*map(self._count_unconsumed, CONSUMED_TOPICS))
+        return Backlog.of(self._count_unconsumed)
 
     # --- for the shards
 

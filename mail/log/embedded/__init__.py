@@ -111,7 +111,7 @@ class EmbeddedLog(HistoryReader):
         await self.writer.wait_for_space()
         change = Change()
         change.add((record,), self.writer.counts)
-        await self.writer.change(change, (record,))
+        await self.writer.change(change)
         PRODUCE_DURATION.observe(perf_counter() - start)
 
     async def open_tenant(self, _tenant: str, /) -> None:

@@ -17,9 +17,10 @@ from types import MappingProxyType
 import orjson
 
 from mail.log.codec import encode
-from mail.log.topics import ATTEMPTED, CONSUMED_TOPICS, QUEUE, ShardCounts, Topic, place
+from mail.log.damaged import Damaged
+from mail.log.topics import ACCEPTED, ATTEMPTED, CONSUMED_TOPICS, QUEUE, ShardCounts, Topic, place
 from mail.message import Inline
-from mail.record import Accepted, Dispatched, Event, Record
+from mail.record import Accepted, Attempted, Dispatched, Event, Record
 
 _OFFSET_BITS = 50
 _OFFSET_MASK = (1 << _OFFSET_BITS) - 1
@@ -64,9 +65,9 @@ CREATE TEMP TRIGGER unpack INSTEAD OF INSERT ON batch BEGIN
         FROM json_each(NEW.events);
     UPDATE counters SET
         offset = NEW.top_offset,
-        accepted = accepted + json_extract(NEW.appended, '$[0]'),
-        dispatched = dispatched + json_extract(NEW.appended, '$[1]'),
-        attempted = attempted + json_extract(NEW.appended, '$[2]');
+        accepted = accepted + json_extract(NEW.appended, '$.accepted'),
+        dispatched = dispatched + json_extract(NEW.appended, '$.dispatched'),
+        attempted = attempted + json_extract(NEW.appended, '$.attempted');
     DELETE FROM entry WHERE id IN (
         SELECT entry.id FROM json_each(NEW.accepted) AS range CROSS JOIN entry
         WHERE entry.id BETWEEN json_extract(range.value, '$[0]') AND json_extract(range.value, '$[1]')
@@ -117,7 +118,8 @@ def compacted_key(topic: Topic, shard: int, key: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class NewEntry:
-    """A new entry of the shard at `shard_base`; its offset is assigned at commit.
+    """A new entry of the shard at `shard_base`; its offset is assigned at commit. `record`, if given, is
+    passed to the shard's owner.
 
     `content` is stored apart from the frame, in a row of its own. With `content_of` (an entry id; 0: none) the entry
     shares the content of that entry, which must still exist; with a negative id only if the entry exists.
@@ -127,6 +129,7 @@ class NewEntry:
     frame: bytes
     content: bytes = b""
     content_of: int = 0
+    record: Record | Damaged | None = None
 
 
 @dataclass(slots=True)
@@ -158,15 +161,15 @@ class Change:
                     content_of = sources.get(id(content), 0) if content else 0
                     if content_of:
                         content = b""
-                    self.entries.append(NewEntry(shard_base_id(topic, shard), frame, content, content_of))
+                    self.entries.append(NewEntry(shard_base_id(topic, shard), frame, content, content_of, record))
                     size += len(content)
             size += 200 if frame is None else len(frame)
         self.size_bytes += size
 
-    def add_reports(self, frames: Sequence[tuple[int, bytes]], content_of: int) -> None:
-        """Add (shard, frame) to `attempted`, with the content of another entry."""
+    def add_reports(self, report: Attempted | Damaged, frames: Sequence[tuple[int, bytes]], content_of: int) -> None:
+        """Add (shard, frame) of a report to `attempted`, with the content of another entry."""
         for shard, frame in frames:
-            self.entries.append(NewEntry(shard_base_id(ATTEMPTED, shard), frame, content_of=content_of))
+            self.entries.append(NewEntry(shard_base_id(ATTEMPTED, shard), frame, b"", content_of, report))
             self.size_bytes += len(frame)
 
 
@@ -193,8 +196,8 @@ def pack(changes: Sequence[Change], offset: int) -> tuple[Sequence[int], tuple[b
     entries: list[tuple[int, int, int, int, int]] = []
     bodies: list[tuple[int, int, int, int]] = []
     events: list[tuple[int, int, str, int, int]] = []
-    appended = [0, 0, 0]
-    consumed: tuple[list[tuple[int, int]], ...] = ([], [], [])
+    appended = dict.fromkeys(_NUMBERS, 0)
+    consumed: dict[str, list[tuple[int, int]]] = {name: [] for name in _NUMBERS}
     finished: list[int] = []
     compacted: dict[str, bytes | None] = {}
     for change in changes:
@@ -210,7 +213,7 @@ def pack(changes: Sequence[Change], offset: int) -> tuple[Sequence[int], tuple[b
             entries.append((entry_id, body, entry.content_of, position, len(frame)))
             frames.append(frame)
             position += len(frame)
-            appended[entry.shard_base >> _OFFSET_BITS + _SHARD_BITS] += 1
+            appended[topic_and_shard_of(entry_id)[0].name] += 1
         for time, queue_id, frame in change.events:
             offset += 1
             events.append((offset, time, queue_id, position, len(frame)))
@@ -218,7 +221,7 @@ def pack(changes: Sequence[Change], offset: int) -> tuple[Sequence[int], tuple[b
             position += len(frame)
         compacted.update(change.compacted)
         for id_range in change.ranges:
-            consumed[id_range[0] >> _OFFSET_BITS + _SHARD_BITS].append(id_range)
+            consumed[topic_and_shard_of(id_range[0])[0].name].append(id_range)
         finished += change.finished
     queue_rows: list[tuple[str, int, int]] = []
     settled: list[str] = []
@@ -229,6 +232,6 @@ def pack(changes: Sequence[Change], offset: int) -> tuple[Sequence[int], tuple[b
             queue_rows.append((key, position, len(frame_or_none)))
             frames.append(frame_or_none)
             position += len(frame_or_none)
-    accepted, _, attempted = consumed
+    accepted, attempted = consumed[ACCEPTED.name], consumed[ATTEMPTED.name]
     columns = (bodies, entries, queue_rows, settled, events, appended, accepted, finished, attempted)
     return ids, (b"".join(frames), *(orjson.dumps(column).decode() for column in columns), offset)

@@ -24,11 +24,9 @@ from typing import Any, Generic, TypeVar
 import structlog
 
 from mail.log import Backlog, LogUnavailable, LogUnusable
-from mail.log.damaged import Damaged
 from mail.log.embedded.commit import Change
 from mail.log.embedded.store import DAMAGE_ADVICE, Store, is_damage
 from mail.log.topics import ShardCounts
-from mail.record import Record
 from mail.telemetry.log import LOG_COMMIT_REQUESTS, PRODUCE_ERRORS
 
 logger = structlog.get_logger()
@@ -55,7 +53,6 @@ class Request(Generic[T]):
     deadline: float
     change: Change | None = None
     query: Callable[[Store], T] | None = None
-    records: Sequence[Record | Damaged] = ()  # of the change, for the owners of their shards
     waits_without_limit: bool = False
     timed_out: bool = False  # the caller got LogUnavailable; the change is not made if it is still queued
     result: T | None = None

@@ -141,14 +141,14 @@ class EntryReaders:
         if self._readers.get((reader.topic.name, reader.shard)) is reader:
             del self._readers[reader.topic.name, reader.shard]
 
-    def on_appended(self, change: Change, records: Sequence[Record | Damaged], ids: Sequence[int]) -> None:
+    def on_appended(self, change: Change, ids: Sequence[int]) -> None:
         """Pass durable entries to the owners of their shards."""
-        inputs = (record for record in records if isinstance(record, Accepted | Dispatched | Attempted | Damaged))
-        for entry_id, entry, record in zip(ids, change.entries, inputs, strict=False):
+        for entry_id, entry in zip(ids, change.entries, strict=True):
             topic, shard = topic_and_shard_of(entry_id)
             reader = self._readers.get((topic.name, shard))
-            if reader is not None:
-                reader.on_appended(entry_id, record, len(entry.frame) + len(inline_content(record)))
+            if reader is not None and entry.record is not None:
+                size = len(entry.frame) + len(inline_content(entry.record))
+                reader.on_appended(entry_id, entry.record, size)
 
     def on_reopened(self) -> None:
         for reader in self._readers.values():
@@ -272,7 +272,7 @@ class EmbeddedRouterShard:
         if self._is_closed or self._writer.crashed.is_set():
             raise ShardLost
         with PRODUCE_DURATION.time():
-            await self._writer.change(change, outputs, waits_without_limit=True)
+            await self._writer.change(change, waits_without_limit=True)
         for topic, offsets in consumed_offsets.items():
             for _ in offsets:
                 self._uncommitted[topic.name].popleft()
@@ -325,9 +325,9 @@ class EmbeddedDeliveryShard:
             _, shard, _ = place(attempted, counts)
             frames = [(shard, encode(attempted) or b"")]
         # The content stays until the report is consumed: without it, the delivery of a damaged report would be lost.
-        change.add_reports(frames, content_of=-entry_id)
+        change.add_reports(attempted, frames, content_of=-entry_id)
         with PRODUCE_DURATION.time():
-            await self._writer.change(change, (attempted,) * len(frames))
+            await self._writer.change(change)
 
 
 def _content_sources(consumed: Sequence[Input]) -> dict[int, int]:

@@ -194,7 +194,7 @@ class Store:
         if row is None or not all(isinstance(number, int) for number in row):
             raise LogUnusable(f"{self._path} is damaged (table counters): {DAMAGE_ADVICE}")
         self._offset: int = row[0]
-        self.backlog = Backlog(*row[1:])
+        self.backlog = Backlog(accepted=row[1], dispatched=row[2], attempted=row[3])
 
     def close(self) -> None:
         self._connection.close()

@@ -16,12 +16,10 @@ from typing import Any, TypeVar
 import structlog
 
 from mail.log import Backlog, Condition, Down, Full, LogUnavailable, LogUnusable, Usable
-from mail.log.damaged import Damaged
 from mail.log.embedded.commit import Change
 from mail.log.embedded.database_thread import DatabaseThread, Request
 from mail.log.embedded.store import Store, open_error
 from mail.log.topics import ShardCounts
-from mail.record import Record
 from mail.settings import LogSettings
 from mail.telemetry.log import PRODUCE_ERRORS
 
@@ -32,11 +30,11 @@ T = TypeVar("T")
 _QUEUED_BYTES_MAX = 32 << 20  # of frames; above it, appends wait
 _APPEND_BYTES = 256 << 10  # estimated size of an append that waits
 
-OnAppended = Callable[[Change, Sequence[Record | Damaged], Sequence[int]], None]
+OnAppended = Callable[[Change, Sequence[int]], None]
 
 
 class Writer:
-    """`on_appended` gets a durable change, its records and the ids of its entries."""
+    """`on_appended` gets a durable change and the ids of its entries."""
 
     def __init__(
         self,
@@ -61,7 +59,7 @@ class Writer:
         self._failure: str | None = None
         self._missing_file: str | None = None
         self._low_disk: str | None = None
-        self.backlog = Backlog(0, 0, 0)
+        self.backlog = Backlog()
         self.crashed = asyncio.Event()  # a bug has ended the thread
         self.crash_text = ""
 
@@ -130,12 +128,10 @@ class Writer:
             else:
                 self._wake_space_waiters()
 
-    def change(
-        self, change: Change, records: Sequence[Record | Damaged] = (), *, waits_without_limit: bool = False
-    ) -> asyncio.Future[None]:
+    def change(self, change: Change, *, waits_without_limit: bool = False) -> asyncio.Future[None]:
         """Make a change durable."""
         request: Request[None] = self._submit(change, None)
-        request.waits_without_limit, request.records = waits_without_limit, records
+        request.waits_without_limit = waits_without_limit
         self._queued_bytes += change.size_bytes
         return request.future
 
@@ -180,7 +176,7 @@ class Writer:
                 self._queued_bytes -= change.size_bytes
                 if request.error is None and change.entries:
                     end = start + len(change.entries)
-                    self._on_appended(change, request.records, ids[start:end])
+                    self._on_appended(change, ids[start:end])
                     start = end
             if request.future.done():
                 continue

@@ -143,7 +143,7 @@ class KafkaHistoryReader:
                 _count_unconsumed(ends[tp], committed.get(tp), beginnings.get(tp, 0)) for tp in self._partitions(topic)
             )
 
-        return Backlog(*map(count, CONSUMED_TOPICS))
+        return Backlog.of(count)
 
     async def _committed_offsets(self) -> Mapping[TopicPartition, CommittedOffset]:
         committed: dict[TopicPartition, CommittedOffset] = {}
