@@ -93,7 +93,11 @@ def is_corrupt(entry: QueueEntry) -> bool:
     return isinstance(entry.state, Waiting) and entry.state.cause is WaitCause.CORRUPT
 
 
-class QueueTombstone(FrameStruct, frozen=True):
+class Tombstone(FrameStruct, frozen=True):
+    """Removes a key of a compacted topic. It has no frame; a subclass has the key as its only field."""
+
+
+class QueueTombstone(Tombstone, frozen=True):
     """Tombstone of a queue entry: the delivery has left this queue. All its recipients are delivered or failed, or it
     was moved to another log.
     """

@@ -22,7 +22,7 @@ from mail.log.kafka.diagnose import Reachable, Unreachable, check_broker, unreac
 from mail.log.kafka.history import CLOCK_SKEW_MAX, KafkaHistoryReader
 from mail.log.kafka.probe import Probe, probe_brokers
 from mail.log.kafka.topics import IN_SYNC_SAFE, REPLICATION_SAFE, TopicState, shard_counts_of
-from mail.log.topics import ALL_TOPICS, DELIVERY, ROUTER, Topic
+from mail.log.topics import DELIVERY, ROUTER, Topic
 from mail.settings import LogSettings
 from mail.tasks import cancel_tasks
 
@@ -92,7 +92,7 @@ async def topics_and_groups(access: Access, settings: LogSettings) -> tuple[list
         except LogUnavailable as error:
             return [_error_finding(f"topics{topics.of_tenant(access)}", error)], {}
         findings = topics.findings(topic_states, access, settings)
-        if len(topic_states) == len(ALL_TOPICS):
+        if len(topic_states) == len(access.topics.all):
             refused = await rights.missing_rights(access, cluster_info)
             findings += [fail(f"access rights{topics.of_tenant(access)}", line, RIGHTS) for line in refused]
         return findings + await group_findings(cluster_info, access, settings, topic_states), topic_states
@@ -226,7 +226,7 @@ def group_finding(
 
 
 async def append_findings(access: Access, topic_states: Mapping[Topic, TopicState]) -> list[Finding]:
-    if len(topic_states) < len(ALL_TOPICS):
+    if len(topic_states) < len(access.topics.all):
         return []
     try:
         probes = await probe_brokers(access)

@@ -16,7 +16,7 @@ from eilpost.output import Output
 from mail.log import LogUnusable
 from mail.log.kafka.access import Access
 from mail.log.kafka.topics import TopicState, problems, shard_counts_of
-from mail.log.topics import ALL_TOPICS, Topic
+from mail.log.topics import Topic
 from mail.settings import LogSettings
 from mail.units import format_duration, format_size
 
@@ -51,7 +51,7 @@ def topic_views(topic_states: Mapping[Topic, TopicState], access: Access, settin
     wrong = list(problems(topic_states, settings))
     create = f"run `eilpost topics create{tenant_option(access)}`"
     views = []
-    for topic in ALL_TOPICS:
+    for topic in access.topics.all:
         name, state = access.topic(topic), topic_states.get(topic)
         if state is None:
             views.append(TopicView(Level.FAIL, name, topic, None, (f"missing: {create}",)))
@@ -65,7 +65,7 @@ def topic_views(topic_states: Mapping[Topic, TopicState], access: Access, settin
 
 def count_findings(topic_states: Mapping[Topic, TopicState], access: Access, settings: LogSettings) -> list[Finding]:
     """Errors in the partition counts; none while topics are missing."""
-    if len(topic_states) < len(ALL_TOPICS):
+    if len(topic_states) < len(access.topics.all):
         return []
     try:
         shard_counts_of(topic_states, access, settings)

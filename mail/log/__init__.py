@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 from mail.log.damaged import Damaged as Damaged
 from mail.log.topics import CONSUMED_TOPICS, ShardCounts, Topic
@@ -246,6 +246,17 @@ class DeliveryLog(Protocol):
         ...
 
 
+class TopicFollower(Protocol):
+    """A compacted topic, as every role may read it."""
+
+    def follow(self, topic: Topic, /) -> AsyncIterator[Sequence[Any]]:
+        """First the last record of each key, in one sequence, which is empty if there is none; then records and
+        tombstones as they become durable. Of several changes of one key some may be left out, never the last. A damaged
+        record is `Damaged`. It ends only by an error: LogUnavailable (follow again), LogUnusable.
+        """
+        ...
+
+
 class HistoryLog(Protocol):
     """Queries for `trace`, `queue` and the metrics; not used by the mail flow."""
 
@@ -270,7 +281,7 @@ class HistoryLog(Protocol):
     async def backlog(self) -> Backlog: ...
 
 
-class Log(Appender, RouterLog, DeliveryLog, HistoryLog, Protocol):
+class Log(Appender, RouterLog, DeliveryLog, TopicFollower, HistoryLog, Protocol):
     """The whole log, as the process wiring opens it."""
 
     @property

@@ -9,15 +9,17 @@ ever dropped. Golden files in `tests/golden/` keep old frames readable.
 from __future__ import annotations
 
 import zlib
+from functools import cache
 from struct import Struct, error
 from typing import Any, TypeVar, cast
 
 import msgspec
 from msgspec.structs import replace
 
+from mail.frame_struct import FrameStruct
 from mail.log import frame_version_1
 from mail.message import Inline
-from mail.record import Accepted, Attempted, Dispatched, Event, QueueEntry, QueueTombstone, Record
+from mail.record import Accepted, Attempted, Dispatched, QueueEntry, Record, Tombstone
 
 MAGIC = b"\xe1P"
 VERSION = 2  # frozen at release 0.1.0: until then fields and tags may change within it
@@ -27,12 +29,9 @@ _PREFIX_BYTES = _PREFIX.size
 _EMPTY = Inline(b"")  # stands in the header for content that follows it
 
 UNREADABLE = (msgspec.DecodeError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-_FramedRecord = Accepted | Dispatched | Attempted | QueueEntry | Event
 _ENCODER = msgspec.json.Encoder(order="deterministic")
-_DECODERS: dict[type[_FramedRecord], msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (Accepted, Dispatched, Attempted, QueueEntry, Event)
-}
-R = TypeVar("R", Accepted, Dispatched, Attempted, QueueEntry, Event)
+_decoder = cache(msgspec.json.Decoder)  # of a kind of record
+R = TypeVar("R", bound=FrameStruct)
 
 
 class FrameError(ValueError):
@@ -46,17 +45,17 @@ class UnknownVersion(FrameError):
 
 
 def encode(record: Record, *, without_content: bool = False) -> bytes | None:
-    """The frame of a record; None for QueueTombstone. With `without_content`, the inline content of Accepted and
+    """The frame of a record; None for a tombstone. With `without_content`, the inline content of Accepted and
     Dispatched is left out; the caller stores it and passes it to `decode`.
     """
-    if isinstance(record, QueueTombstone):
+    if isinstance(record, Tombstone):
         return None
     content = b""
     if isinstance(record, Attempted):
         if record.headers:
             content = record.headers
             record = replace(record, headers=b"")
-    elif not isinstance(record, Event) and isinstance(record.content, Inline):
+    elif isinstance(record, Accepted | Dispatched | QueueEntry) and isinstance(record.content, Inline):
         if isinstance(record, QueueEntry) or not without_content:
             content = record.content.data
         record = replace(record, content=_EMPTY)
@@ -105,19 +104,19 @@ def decode(frame: bytes, kind: type[R], separate_content: bytes | None = None) -
     record: Any
     try:
         if version == VERSION:
-            record = _DECODERS[kind].decode(header)
+            record = _decoder(kind).decode(header)
         else:
             record = msgspec.convert(frame_version_1.upgrade(msgspec.json.decode(header)), kind)
     except UNREADABLE as reason:
         raise header_error(reason) from reason
     if kind is Attempted:
         record = replace(record, headers=content) if content else record
-    elif kind is not Event and isinstance(record.content, Inline):
+    elif isinstance(record, Accepted | Dispatched | QueueEntry) and isinstance(record.content, Inline):
         record = replace(record, content=Inline(content))
     return cast("R", record)
 
 
-def _encode_header(record: _FramedRecord) -> bytes:
+def _encode_header(record: FrameStruct) -> bytes:
     try:
         return _ENCODER.encode(record)
     except UnicodeEncodeError:

@@ -10,6 +10,7 @@ import asyncio
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Collection, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import islice
 from typing import Any, Generic, TypeVar, cast
 
@@ -33,18 +34,19 @@ from mail.log import (
 )
 from mail.log.codec import FrameError, UnknownVersion, decode, encode
 from mail.log.damaged import find_id, report_shards
+from mail.log.followers import Followers, KeyedFrame
 from mail.log.ownership import ExclusiveOwnership
 from mail.log.queue_summary import QueueSummary
 from mail.log.topics import (
     ACCEPTED,
     ATTEMPTED,
-    CONSUMED_TOPICS,
     DISPATCHED,
     EVENTS,
     QUEUE,
+    TOPICS,
     ShardCounts,
     Topic,
-    place,
+    Topics,
     shard_of_message,
 )
 from mail.message import DeliveryId, QueueId
@@ -88,13 +90,14 @@ class _Partition(Generic[R]):
 class MemoryLog:
     """All shards of a role belong to one owner at a time."""
 
-    def __init__(self, settings: LogSettings) -> None:
+    def __init__(self, settings: LogSettings, topics: Topics = TOPICS) -> None:
         self._settings = settings
+        self._topics = topics
         self.counts = ShardCounts(settings.shards or 1, settings.delivery_shards or 1)
         self._offset = 0
         self._partitions: dict[tuple[str, int], _Partition[Any]] = {
             (topic.name, shard): _Partition(topic, shard)
-            for topic in CONSUMED_TOPICS
+            for topic in topics.consumed
             for shard in range(self.counts.of(topic))
         }
         self._compacted: dict[tuple[str, int], dict[str, bytes]] = defaultdict(dict)
@@ -103,6 +106,7 @@ class MemoryLog:
         self._router_ownership = ExclusiveOwnership("router")
         self._delivery_ownership = ExclusiveOwnership("delivery")
         self._failure: str | None = None
+        self._followers = Followers(lambda position, reason: LogUnusable(f"in-memory log: {position}: {reason}"))
 
     # --- life cycle
 
@@ -179,6 +183,18 @@ class MemoryLog:
             on_ready,
         )
 
+    # --- TopicFollower
+
+    def follow(self, topic: Topic, /) -> AsyncIterator[Sequence[Any]]:
+        return self._followers.follow(topic, partial(self._read_compacted_frames, topic))
+
+    async def _read_compacted_frames(self, topic: Topic) -> Sequence[KeyedFrame]:
+        return [
+            KeyedFrame(shard, key, frame)
+            for shard in range(self.counts.of(topic))
+            for key, frame in self._compacted[topic.name, shard].items()
+        ]
+
     # --- HistoryLog
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event | Damaged]:
@@ -226,7 +242,9 @@ class MemoryLog:
             raise LogUnavailable(self._failure)
         for record, frame in [(record, encode(record)) for record in records]:
             self._offset += 1
-            topic, shard, key = place(record, self.counts)
+            topic, shard, key = self._topics.place(record, self.counts)
+            if topic.compacted:
+                self._followers.on_written(topic, [KeyedFrame(shard, key, frame)])
             if frame is None:
                 self._compacted[topic.name, shard].pop(key, None)
             elif topic.compacted:
@@ -239,12 +257,8 @@ class MemoryLog:
             self._partitions[entry.topic, entry.shard].unconsumed.pop(entry.offset, None)
         self.notify()
 
-    def read_compacted(self, topic: Topic, shard: int) -> list[Record | Damaged]:
-        """The last record of each key."""
-        return [_decode(frame, topic, shard, None, key) for key, frame in self._compacted[topic.name, shard].items()]
-
     def queue_entries_of_shard(self, shard: int) -> list[QueueEntry | Damaged]:
-        return cast("list[QueueEntry | Damaged]", self.read_compacted(QUEUE, shard))
+        return [_decode(frame, QUEUE, shard, None, key) for key, frame in self._compacted[QUEUE.name, shard].items()]
 
     def open_dispatches(self, *topics: Topic) -> list[tuple[str, int, int, bytes]]:
         """Topic, shard, offset and frame of the unconsumed records of these topics."""

@@ -1,4 +1,4 @@
-"""Pure functions for the topic, shard and key of each record.
+"""Topics of the log, as data, and the topic, shard and key of each record. Pure.
 
 `accepted`, `attempted`, `queue` and `events` share the number of shards and the partitioner (queue id), so the owner of
 a shard has all records of a message. `dispatched` is partitioned by `partition_key`, which groups the deliveries that
@@ -8,15 +8,18 @@ one worker must see together. The partitioner is CRC-32 of the key in every adap
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from operator import attrgetter
 from typing import Any, NamedTuple, assert_never
 
-from mail.message import QueueId, queue_id_of
-from mail.record import Accepted, Attempted, Delivery, Dispatched, Event, QueueEntry, QueueTombstone, Record
+from mail.message import DeliveryId, QueueId, queue_id_of
+from mail.record import Accepted, Attempted, Delivery, Dispatched, Event, QueueEntry, QueueTombstone, Record, Tombstone
 from mail.route import ToMailbox, ToMx, ToRelay, Unresolved
 
 ROUTER, DELIVERY = "router", "delivery"  # roles that consume topics
+RELAY_BUCKETS = 16
 
 
 class Partitioning(Enum):
@@ -28,25 +31,23 @@ class Partitioning(Enum):
 @dataclass(frozen=True, slots=True)
 class Topic:
     """A topic, as data for every adapter. Records are removed once `consumer`, a role, has consumed them; without one,
-    when a later record has the same key (`compacted`), or by age.
+    when a later record or a `tombstone` has the same key (compacted), or by age.
+
+    `key` returns the key of a record or tombstone, and `placed_by` the string that selects its shard, from both.
+    `tombstone` is a kind that is made from the key.
     """
 
     name: str
     record: type[Any]  # kind of its records
+    key: Callable[[Any], str]
+    placed_by: Callable[[Any, str], str]
     consumer: str = ""
-    compacted: bool = False
+    tombstone: type[Tombstone] | None = None
     partitioning: Partitioning = Partitioning.QUEUE_ID
 
-
-ACCEPTED = Topic("accepted", Accepted, ROUTER)
-QUEUE = Topic("queue", QueueEntry, compacted=True)
-DISPATCHED = Topic("dispatched", Dispatched, DELIVERY, partitioning=Partitioning.ROUTE)
-ATTEMPTED = Topic("attempted", Attempted, ROUTER)
-EVENTS = Topic("events", Event)
-
-ALL_TOPICS = (ACCEPTED, QUEUE, DISPATCHED, ATTEMPTED, EVENTS)
-CONSUMED_TOPICS = tuple(topic for topic in ALL_TOPICS if topic.consumer)  # the embedded log stores their positions
-CONSUMED_BY = {role: tuple(topic for topic in CONSUMED_TOPICS if topic.consumer == role) for role in (ROUTER, DELIVERY)}
+    @property
+    def compacted(self) -> bool:
+        return self.tombstone is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +69,29 @@ class ShardCounts:
                 return 1
 
 
-RELAY_BUCKETS = 16
-
-
 class Place(NamedTuple):  # half the cost of a frozen dataclass; one for every record
     topic: Topic
     shard: int
     key: str
+
+
+class Topics:
+    """The topics of a log."""
+
+    def __init__(self, topics: Sequence[Topic]) -> None:
+        self.all = tuple(topics)
+        self.consumed = tuple(topic for topic in topics if topic.consumer)
+        self.by_name = {topic.name: topic for topic in topics}
+        self._by_kind = {kind: topic for topic in topics for kind in (topic.record, topic.tombstone) if kind}
+
+    def consumed_by(self, role: str) -> Sequence[Topic]:
+        return [topic for topic in self.consumed if topic.consumer == role]
+
+    def place(self, record: Record, counts: ShardCounts) -> Place:
+        """The topic, shard and key of a record."""
+        topic = self._by_kind[type(record)]
+        key = topic.key(record)
+        return Place(topic, shard_of(topic.placed_by(record, key), counts.of(topic)), key)
 
 
 def shard_of(key: str, count: int) -> int:
@@ -108,25 +125,26 @@ def tenant_prefix(prefix: str, tenant: str) -> str:
     return f"{prefix}{tenant}."
 
 
-def place(record: Record, counts: ShardCounts) -> Place:
-    """The topic, shard and key of a record."""
-    match record:
-        case Accepted():
-            queue_id = record.message.queue_id
-            return Place(ACCEPTED, shard_of(queue_id, counts.by_queue_id), queue_id)
-        case Dispatched():
-            key = record.delivery.id
-            return Place(DISPATCHED, shard_of(partition_key(record.delivery), counts.of_dispatched), key)
-        case Attempted():
-            key = record.delivery_id
-            return Place(ATTEMPTED, shard_of(queue_id_of(key), counts.by_queue_id), key)
-        case QueueEntry():
-            key = record.delivery.id
-            return Place(QUEUE, shard_of(queue_id_of(key), counts.by_queue_id), key)
-        case QueueTombstone():
-            key = record.delivery_id
-            return Place(QUEUE, shard_of(queue_id_of(key), counts.by_queue_id), key)
-        case Event():
-            return Place(EVENTS, shard_of(record.queue_id, counts.by_queue_id), record.queue_id)
-        case _:
-            assert_never(record)
+def _key_of_queue(record: QueueEntry | QueueTombstone) -> str:
+    return record.delivery.id if isinstance(record, QueueEntry) else record.delivery_id
+
+
+def _by_queue_id(_record: object, key: str) -> str:
+    return queue_id_of(DeliveryId(key))  # a queue id itself, or that of a delivery id
+
+
+def _by_route(record: Dispatched, _key: str) -> str:
+    return partition_key(record.delivery)
+
+
+ACCEPTED = Topic("accepted", Accepted, attrgetter("message.queue_id"), _by_queue_id, ROUTER)
+QUEUE = Topic("queue", QueueEntry, _key_of_queue, _by_queue_id, tombstone=QueueTombstone)
+DISPATCHED = Topic(
+    "dispatched", Dispatched, attrgetter("delivery.id"), _by_route, DELIVERY, partitioning=Partitioning.ROUTE
+)
+ATTEMPTED = Topic("attempted", Attempted, attrgetter("delivery_id"), _by_queue_id, ROUTER)
+EVENTS = Topic("events", Event, attrgetter("queue_id"), _by_queue_id)
+
+TOPICS = Topics((ACCEPTED, QUEUE, DISPATCHED, ATTEMPTED, EVENTS))
+ALL_TOPICS, CONSUMED_TOPICS = TOPICS.all, TOPICS.consumed
+place = TOPICS.place

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
+from contextlib import aclosing
 
 import pytest
 
-from mail.log.codec import decode
 from mail.log.kafka.access import make_access
 from mail.log.kafka.cluster_info import ClusterInfo
-from mail.log.kafka.decode import read_compacted
-from mail.record import QueueEntry
 from tests.contract.log_contract import Harness, LogContract
-from tests.support.added_topic import USAGE, add_topic
-from tests.support.builders.records import queue_entry
+from tests.support.added_topic import USAGE, WITH_USAGE, Usage, UsageTombstone
 from tests.support.servers import kafka
 from tests.support.servers.kafka_log import KafkaHarness, running, settings_on
 
@@ -28,20 +26,19 @@ class TestLogOnKafka(LogContract):
 
 
 @pytest.mark.kafka
-async def test_a_topic_added_to_the_data_is_created_and_served(
-    kafka_bootstrap: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add_topic(monkeypatch)
+async def test_a_topic_added_to_the_data_is_created_and_followed(kafka_bootstrap: str) -> None:
     settings = settings_on(kafka_bootstrap, shards=3, delivery_shards=2)
-    async with running(settings) as log:
-        access = make_access(settings)
-        async with ClusterInfo(access) as cluster_info:
+    async with running(settings, WITH_USAGE) as log:
+        async with ClusterInfo(make_access(settings, topics=WITH_USAGE)) as cluster_info:
             state = (await cluster_info.topics())[USAGE]
         assert (state.partitions, state.config["cleanup.policy"]) == (1, "compact")
-        for record in (queue_entry(1), queue_entry(2), queue_entry(2, attempts=1)):
-            await log.append(record)
-        frames = await read_compacted(access, access.partition(USAGE, 0))
-        assert [decode(frame, QueueEntry) for frame in frames.values()] == [queue_entry(1), queue_entry(2, attempts=1)]
+        async with aclosing(log.follow(USAGE)) as changes, asyncio.timeout(30):
+            assert list(await anext(changes)) == []
+            for record in (Usage("a", 1), Usage("b", 1), Usage("b", 2), UsageTombstone("a")):
+                await log.append(record)
+                assert list(await anext(changes)) == [record]
+        async with aclosing(log.follow(USAGE)) as changes, asyncio.timeout(30):
+            assert list(await anext(changes)) == [Usage("b", 2)]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import structlog
 
 from mail.log import UNKNOWN_TIME, Backlog, Condition, DeliveryShardProcessor, OnReady, RouterShardProcessor
 from mail.log.codec import FrameError, UnknownVersion, decode
-from mail.log.embedded.commit import Change, milliseconds, offset_of, topic_and_shard_of
+from mail.log.embedded.commit import Change, compacted_key, milliseconds, offset_of, topic_and_shard_of
 from mail.log.embedded.history import HistoryReader, Query, read_page, read_pages
 from mail.log.embedded.lock import DirectoryLock
 from mail.log.embedded.query_socket import EmbeddedHistory as EmbeddedHistory
@@ -27,8 +27,9 @@ from mail.log.embedded.query_socket import QueryServer
 from mail.log.embedded.shards import EmbeddedDeliveryShard, EmbeddedRouterShard, EntryReaders
 from mail.log.embedded.store import Store, newer_version
 from mail.log.embedded.writer import Writer
+from mail.log.followers import Followers, KeyedFrame
 from mail.log.ownership import ExclusiveOwnership
-from mail.log.topics import ShardCounts
+from mail.log.topics import TOPICS, ShardCounts, Topic, Topics
 from mail.record import Record, received_time
 from mail.settings import LogSettings
 from mail.tasks import cancel_tasks
@@ -38,20 +39,27 @@ logger = structlog.get_logger()
 
 READER_BUFFER_BYTES = 16 << 20  # per topic, over all shards: entries passed to owners from memory
 _PURGE_ROWS = 1000
+_COMPACTED_ROWS = 2000
 
 
 class EmbeddedLog(HistoryReader):
     """One process uses the file at a time; all shards of a role belong to one owner at a time."""
 
-    def __init__(self, path: Path, settings: LogSettings) -> None:
+    def __init__(self, path: Path, settings: LogSettings, topics: Topics = TOPICS) -> None:
         self._path = path.absolute()
         self._settings = settings
         self._readers = EntryReaders()
         counts = ShardCounts(settings.shards, settings.delivery_shards)
         self.writer = Writer(
-            self._path, counts, settings, on_appended=self._readers.on_appended, on_reopened=self._readers.on_reopened
+            self._path,
+            counts,
+            settings,
+            on_appended=self._on_appended,
+            on_reopened=self._readers.on_reopened,
+            topics=topics,
         )
         self.location = self.writer.location
+        self._followers = Followers(partial(newer_version, self.location))
         self._query_server = QueryServer(self._path, self.pages)
         self._lock: DirectoryLock | None = None
         self._router_ownership = ExclusiveOwnership("router")
@@ -110,7 +118,7 @@ class EmbeddedLog(HistoryReader):
         start = perf_counter()
         await self.writer.wait_for_space()
         change = Change()
-        change.add((record,), self.writer.counts)
+        change.add((record,), self.writer.place)
         await self.writer.change(change)
         PRODUCE_DURATION.observe(perf_counter() - start)
 
@@ -172,6 +180,31 @@ class EmbeddedLog(HistoryReader):
             owner_task.result()
         finally:
             await cancel_tasks(owner_task, crashed)
+
+    # --- TopicFollower
+
+    def follow(self, topic: Topic, /) -> AsyncIterator[Sequence[Any]]:
+        return self._followers.follow(topic, partial(self._read_compacted, topic))
+
+    async def _read_compacted(self, topic: Topic) -> Sequence[KeyedFrame]:
+        frames: list[KeyedFrame] = []
+        for shard in range(self.counts.of(topic)):
+            query = partial(Store.compacted, topic=topic, shard=shard, limit=_COMPACTED_ROWS)
+            row_key = ""
+            while rows := await self.writer.query(partial(query, after=row_key)):
+                row_key = rows[-1][0]
+                frames += [KeyedFrame(shard, key.partition("/")[2], frame) for key, frame in rows]
+        return frames
+
+    def _on_appended(self, change: Change, ids: Sequence[int]) -> None:
+        self._readers.on_appended(change, ids)
+        for topic in self._followers.topics if change.compacted else ():
+            shards = {compacted_key(topic, shard, ""): shard for shard in range(self.counts.of(topic))}
+            parts = ((row_key.partition("/"), frame) for row_key, frame in change.compacted.items())
+            changes = [
+                KeyedFrame(shards[f"{head}/"], key, frame) for (head, _, key), frame in parts if f"{head}/" in shards
+            ]
+            self._followers.on_written(topic, changes)
 
     # --- HistoryLog
 

@@ -9,7 +9,7 @@ follows from an Accepted refers to the row of its input, and the row is deleted 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -18,14 +18,16 @@ import orjson
 
 from mail.log.codec import encode
 from mail.log.damaged import Damaged
-from mail.log.topics import ACCEPTED, ATTEMPTED, CONSUMED_TOPICS, QUEUE, ShardCounts, Topic, place
+from mail.log.topics import ACCEPTED, ATTEMPTED, CONSUMED_TOPICS, QUEUE, Place, Topic
 from mail.message import Inline
 from mail.record import Accepted, Attempted, Dispatched, Event, Record
 
 _OFFSET_BITS = 50
 _OFFSET_MASK = (1 << _OFFSET_BITS) - 1
 _SHARD_BITS = 11
-_NUMBERS = {topic.name: number for number, topic in enumerate(CONSUMED_TOPICS)}  # the file stores them
+_NUMBERS = {
+    topic.name: number for number, topic in enumerate(CONSUMED_TOPICS)
+}  # the file stores them, and counts them in columns
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
 
@@ -143,7 +145,9 @@ class Change:
     finished: list[int] = field(default_factory=list)  # consumed entries of dispatched
     size_bytes: int = 0
 
-    def add(self, records: Sequence[Record], counts: ShardCounts, sources: Mapping[int, int] = NO_SOURCES) -> None:
+    def add(
+        self, records: Sequence[Record], place: Callable[[Record], Place], sources: Mapping[int, int] = NO_SOURCES
+    ) -> None:
         """Add records. `sources` maps the identity of content bytes to the stored entry that has them."""
         size = 0
         for record in records:
@@ -152,7 +156,7 @@ class Change:
                 assert frame is not None
                 self.events.append((milliseconds(record.time), record.queue_id, frame))
             else:
-                topic, shard, key = place(record, counts)
+                topic, shard, key = place(record)
                 if topic.compacted:
                     self.compacted[compacted_key(topic, shard, key)] = frame
                 else:

@@ -20,7 +20,7 @@ from mail.log.damaged import Damaged, find_id, report_shards
 from mail.log.embedded.commit import Change, inline_content, offset_of, shard_base_id, topic_and_shard_of
 from mail.log.embedded.store import EntryRow, Store, newer_version
 from mail.log.embedded.writer import Writer
-from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, EVENTS, QUEUE, Topic, place, shard_of_message
+from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, EVENTS, QUEUE, Topic, shard_of_message
 from mail.message import DeliveryId, QueueId
 from mail.record import Accepted, Attempted, Dispatched, Event, QueueEntry, Record
 from mail.tasks import is_set_within
@@ -257,7 +257,7 @@ class EmbeddedRouterShard:
     async def commit(self, outputs: Sequence[Record], consumed: Sequence[Input]) -> None:
         change, sources = Change(), _content_sources(consumed)
         for start in range(0, len(outputs), _ENCODE_BATCH):
-            change.add(outputs[start : start + _ENCODE_BATCH], self._writer.counts, sources)
+            change.add(outputs[start : start + _ENCODE_BATCH], self._writer.place, sources)
             if start:
                 await asyncio.sleep(0)
         consumed_offsets = {
@@ -322,7 +322,7 @@ class EmbeddedDeliveryShard:
         if isinstance(attempted, Damaged):
             frames = [(shard, attempted.frame) for shard in report_shards(attempted, counts)]
         else:
-            _, shard, _ = place(attempted, counts)
+            _, shard, _ = self._writer.place(attempted)
             frames = [(shard, encode(attempted) or b"")]
         # The content stays until the report is consumed: without it, the delivery of a damaged report would be lost.
         change.add_reports(attempted, frames, content_of=-entry_id)

@@ -19,7 +19,8 @@ from mail.log import Backlog, Condition, Down, Full, LogUnavailable, LogUnusable
 from mail.log.embedded.commit import Change
 from mail.log.embedded.database_thread import DatabaseThread, Request
 from mail.log.embedded.store import Store, open_error
-from mail.log.topics import ShardCounts
+from mail.log.topics import TOPICS, Place, ShardCounts, Topics
+from mail.record import Record
 from mail.settings import LogSettings
 from mail.telemetry.log import PRODUCE_ERRORS
 
@@ -43,7 +44,9 @@ class Writer:
         settings: LogSettings,
         on_appended: OnAppended,
         on_reopened: Callable[[], None],
+        topics: Topics = TOPICS,
     ) -> None:
+        self._topics = topics
         self._path = path
         self.location = f"the log at {path}"
         self.counts = counts
@@ -107,6 +110,10 @@ class Writer:
         if self.backlog.accepted >= self._settings.max_unrouted_messages:
             return Full(f"{self.backlog.accepted} messages wait to be routed")
         return Usable()
+
+    def place(self, record: Record) -> Place:
+        """The topic, shard and key of a record."""
+        return self._topics.place(record, self.counts)
 
     async def wait_for_space(self) -> None:
         """Wait until new mail may be queued. Raises LogUnavailable."""
@@ -174,7 +181,7 @@ class Writer:
             change, request.change = request.change, None
             if change is not None:
                 self._queued_bytes -= change.size_bytes
-                if request.error is None and change.entries:
+                if request.error is None and (change.entries or change.compacted):
                     end = start + len(change.entries)
                     self._on_appended(change, ids[start:end])
                     start = end

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from itertools import count
+from typing import Any
 
 import structlog
 from aiokafka import TopicPartition
@@ -36,6 +37,7 @@ from mail.log.damaged import Damaged, report_shards
 from mail.log.kafka.access import CLIENT_ERRORS, Access, make_access
 from mail.log.kafka.aiokafka_compat.log_filter import install_log_filter
 from mail.log.kafka.cluster_info import ClusterInfo
+from mail.log.kafka.decode import follow
 from mail.log.kafka.delivery_shard import KafkaDeliveryShard
 from mail.log.kafka.diagnose import explain_failure, require_broker
 from mail.log.kafka.history import HistoryQueries, KafkaHistoryReader
@@ -47,7 +49,18 @@ from mail.log.kafka.router_shard import KafkaRouterShard
 from mail.log.kafka.tenant_producers import TenantProducers
 from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.kafka.topic_watcher import TopicWatcher
-from mail.log.topics import ACCEPTED, ATTEMPTED, CONSUMED_BY, DELIVERY, DISPATCHED, EVENTS, ROUTER, ShardCounts
+from mail.log.topics import (
+    ACCEPTED,
+    ATTEMPTED,
+    DELIVERY,
+    DISPATCHED,
+    EVENTS,
+    ROUTER,
+    TOPICS,
+    ShardCounts,
+    Topic,
+    Topics,
+)
 from mail.record import Accepted, Attempted, Record
 from mail.settings import LogSettings
 from mail.tasks import background, cancel_tasks, periodically
@@ -64,10 +77,14 @@ class KafkaLog(HistoryQueries):
     """
 
     def __init__(
-        self, settings: LogSettings, dedicated: Callable[[str], bool] = lambda _tenant: False, tenant: str = ""
+        self,
+        settings: LogSettings,
+        dedicated: Callable[[str], bool] = lambda _tenant: False,
+        tenant: str = "",
+        topics: Topics = TOPICS,
     ) -> None:
         self._settings = settings
-        self._access: Access = make_access(settings, tenant)
+        self._access: Access = make_access(settings, tenant, topics)
         self._dedicated = dedicated
         self._producer = Producer(self._access, settings)
         self._report_producer = Producer(
@@ -197,7 +214,9 @@ class KafkaLog(HistoryQueries):
             if member is None or not member.assigned:
                 continue
             partitions = [
-                self._access.partition(topic, n) for topic in CONSUMED_BY[role] for n in sorted(member.assigned)
+                self._access.partition(topic, n)
+                for topic in self._access.topics.consumed_by(role)
+                for n in sorted(member.assigned)
             ]
             committed = await self._cluster_info.committed_offsets(self._access.group(role), partitions)
             beginnings = await self._cluster_info.beginning_offsets(committed)
@@ -339,6 +358,13 @@ class KafkaLog(HistoryQueries):
             member.suspend()
         async with background(offset_committer.run()):
             await member.run(process, stop, on_ready)
+
+    # --- TopicFollower
+
+    async def follow(self, topic: Topic, /) -> AsyncIterator[Sequence[Any]]:
+        self._require_topics()
+        async for records in follow(self._access, topic, self.counts):
+            yield records
 
     # --- HistoryLog
 

@@ -23,7 +23,7 @@ from mail.log.kafka.circuit_breaker import CircuitBreaker
 from mail.log.kafka.error_messages import error_message as error_message
 from mail.log.kafka.error_messages import is_refusal as is_refusal
 from mail.log.kafka.timeouts import TIMEOUTS
-from mail.log.topics import Topic
+from mail.log.topics import TOPICS, Topic, Topics
 from mail.settings import LogSettings
 
 RECORD_BYTES_MAX = 16 << 20  # an envelope of 10,000 recipients plus content; `max.message.bytes` of our topics
@@ -52,6 +52,7 @@ class Access:
     circuit_breaker: CircuitBreaker = field(repr=False, compare=False)
     tenant: str = ""
     certificates: Certificates | None = field(default=None, repr=False, compare=False)  # with TLS
+    topics: Topics = TOPICS
 
     def client_options(self, request_seconds: float = TIMEOUTS.request_seconds) -> dict[str, Any]:
         """The arguments of every aiokafka client."""
@@ -99,7 +100,7 @@ class Access:
         return f"{self.prefix}{role}"
 
 
-def make_access(settings: LogSettings, tenant: str = "") -> Access:
+def make_access(settings: LogSettings, tenant: str = "", topics: Topics = TOPICS) -> Access:
     """Raises LogUnusable for certificates that cannot be read, ValueError for the URL."""
     certificates = Certificates(settings) if settings.tls else None
     security = _security(settings, certificates)
@@ -107,7 +108,9 @@ def make_access(settings: LogSettings, tenant: str = "") -> Access:
     async def connect(host: str, port: int) -> None:
         (await create_conn(host, port, client_id="eilpost", **security)).close()
 
-    return Access(parse_brokers(settings.url), settings.prefix, security, CircuitBreaker(connect), tenant, certificates)
+    circuit_breaker = CircuitBreaker(connect)
+    brokers = parse_brokers(settings.url)
+    return Access(brokers, settings.prefix, security, circuit_breaker, tenant, certificates, topics)
 
 
 def _security(settings: LogSettings, certificates: Certificates | None) -> dict[str, Any]:

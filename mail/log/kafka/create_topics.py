@@ -27,7 +27,7 @@ from mail.log.kafka.topics import (
     too_few_brokers,
     topic_config,
 )
-from mail.log.topics import ALL_TOPICS, DISPATCHED, Partitioning, Topic
+from mail.log.topics import DISPATCHED, Partitioning, Topic
 from mail.settings import LogSettings
 
 _PROPAGATION_TRIES = 50
@@ -47,7 +47,7 @@ async def create_missing(admin: AIOKafkaAdminClient, access: Access, settings: L
 async def _create_missing(admin: AIOKafkaAdminClient, access: Access, settings: LogSettings) -> list[str]:
     actions: list[str] = []
     topic_states = await find_topics(admin, access, with_config=False)
-    missing = [topic for topic in ALL_TOPICS if topic not in topic_states]
+    missing = [topic for topic in access.topics.all if topic not in topic_states]
     new = [
         NewTopic(
             access.topic(topic),

@@ -12,14 +12,15 @@ from aiokafka import ConsumerRecord, TopicPartition
 from mail.log import LogUnusable
 from mail.log.codec import FrameError, UnknownVersion, decode
 from mail.log.damaged import Damaged, find_id
+from mail.log.followers import KeyedFrame, decode_keyed
 from mail.log.kafka.access import Access
-from mail.log.kafka.partition_reader import PartitionReader
+from mail.log.kafka.partition_reader import FETCH_WAIT, PartitionReader
 from mail.log.kafka.timeouts import TIMEOUTS
-from mail.log.topics import ALL_TOPICS, QUEUE
+from mail.log.topics import QUEUE, ShardCounts, Topic
 from mail.record import Dispatched, QueueEntry
 
 _PARTITIONS_AT_A_TIME = 4
-_KINDS = {topic.name: topic.record for topic in ALL_TOPICS}
+_FOLLOWED_MAX = 1000  # records at a time
 
 
 def decode_record(access: Access, record: ConsumerRecord[bytes, bytes]) -> Any:
@@ -28,7 +29,7 @@ def decode_record(access: Access, record: ConsumerRecord[bytes, bytes]) -> Any:
     """
     topic, frame = record.topic.removeprefix(access.prefix), record.value or b""
     try:
-        return decode(frame, _KINDS[topic])
+        return decode(frame, access.topics.by_name[topic].record)
     except UnknownVersion as reason:
         raise _unreadable_error(access, record.topic, record.partition, f"offset {record.offset}", reason) from None
     except FrameError as reason:
@@ -83,14 +84,43 @@ async def find_last_dispatch(access: Access, partitions: Sequence[TopicPartition
 
 
 @asynccontextmanager
-async def open_reader(access: Access, partitions: Sequence[TopicPartition]) -> AsyncIterator[PartitionReader]:
+async def open_reader(
+    access: Access, partitions: Sequence[TopicPartition], fetch_wait: timedelta = timedelta(milliseconds=10)
+) -> AsyncIterator[PartitionReader]:
     """A reader from the beginning of these partitions. Raises LogUnavailable."""
-    reader = PartitionReader(access, partitions, fetch_wait=timedelta(milliseconds=10))
+    reader = PartitionReader(access, partitions, fetch_wait=fetch_wait)
     try:
         await reader.open(dict.fromkeys(partitions))
         yield reader
     finally:
         await reader.close()
+
+
+async def follow(access: Access, topic: Topic, counts: ShardCounts) -> AsyncIterator[Sequence[Any]]:
+    """See `TopicFollower.follow`."""
+    partitions = [access.partition(topic, shard) for shard in range(counts.of(topic))]
+    async with open_reader(access, partitions, FETCH_WAIT) as reader:
+        frames: dict[tuple[int, str], KeyedFrame] = {}
+        async for batch in reader.read_to_end(TIMEOUTS.read_seconds):
+            frames |= {(keyed.shard, keyed.key): keyed for keyed in map(_keyed_frame, batch)}
+        yield _decode_keyed(access, topic, [keyed for keyed in frames.values() if keyed.frame is not None])
+        while True:
+            if records := await reader.read(_FOLLOWED_MAX, TIMEOUTS.read_wait_seconds):
+                yield _decode_keyed(access, topic, [_keyed_frame(record) for record in records])
+
+
+def _keyed_frame(record: ConsumerRecord[bytes, bytes]) -> KeyedFrame:
+    return KeyedFrame(record.partition, (record.key or b"").decode(errors="replace"), record.value)
+
+
+def _decode_keyed(access: Access, topic: Topic, frames: Sequence[KeyedFrame]) -> Sequence[Any]:
+    records = []
+    for keyed in frames:
+        try:
+            records.append(decode_keyed(topic, keyed))
+        except UnknownVersion as reason:
+            raise _unreadable_error(access, access.topic(topic), keyed.shard, f"key {keyed.key}", reason) from None
+    return records
 
 
 async def read_compacted(access: Access, tp: TopicPartition, key_prefix: bytes = b"") -> Mapping[bytes, bytes]:

@@ -32,7 +32,7 @@ from mail.log.kafka.partition_reader import PartitionReader
 from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.kafka.topics import shard_counts_of
 from mail.log.queue_summary import QueueSummary
-from mail.log.topics import ACCEPTED, CONSUMED_BY, CONSUMED_TOPICS, EVENTS, QUEUE, ShardCounts, Topic, shard_of_message
+from mail.log.topics import ACCEPTED, DELIVERY, EVENTS, QUEUE, ROUTER, ShardCounts, Topic, shard_of_message
 from mail.message import QueueId, queue_id_time
 from mail.record import Accepted, Event, QueueEntry, received_time
 from mail.settings import LogSettings
@@ -102,7 +102,7 @@ class KafkaHistoryReader:
     async def first_unconsumed(self) -> Sequence[ConsumerRecord[bytes, bytes]]:
         """The first unconsumed record of each partition that has one."""
         committed = await self._committed_offsets()
-        beginnings = await self._cluster_info.beginning_offsets(self._partitions(*CONSUMED_TOPICS))
+        beginnings = await self._cluster_info.beginning_offsets(self._partitions(*self._access.topics.consumed))
         ends = await self._cluster_info.end_offsets(beginnings)
         starts = {tp: committed[tp].offset if tp in committed else offset for tp, offset in beginnings.items()}
         unread = {tp: offset for tp, offset in starts.items() if offset < ends[tp]}
@@ -134,7 +134,7 @@ class KafkaHistoryReader:
 
     async def backlog(self) -> Backlog:
         committed = await self._committed_offsets()
-        partitions = self._partitions(*CONSUMED_TOPICS)
+        partitions = self._partitions(*self._access.topics.consumed)
         ends = await self._cluster_info.end_offsets(partitions)
         beginnings = await self._cluster_info.beginning_offsets([tp for tp in partitions if tp not in committed])
 
@@ -147,8 +147,8 @@ class KafkaHistoryReader:
 
     async def _committed_offsets(self) -> Mapping[TopicPartition, CommittedOffset]:
         committed: dict[TopicPartition, CommittedOffset] = {}
-        for role, topics in CONSUMED_BY.items():
-            group, partitions = self._access.group(role), self._partitions(*topics)
+        for role in (ROUTER, DELIVERY):
+            group, partitions = self._access.group(role), self._partitions(*self._access.topics.consumed_by(role))
             committed |= await self._cluster_info.committed_offsets(group, partitions)
         return committed
 

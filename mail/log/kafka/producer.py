@@ -20,7 +20,7 @@ from mail.log.codec import encode
 from mail.log.kafka.access import BATCH_BYTES, CLIENT_ERRORS, RECORD_BYTES_MAX, Access, error_message
 from mail.log.kafka.aiokafka_compat.clients import set_request_seconds, stop_or_abort
 from mail.log.kafka.timeouts import TIMEOUTS
-from mail.log.topics import ACCEPTED, ShardCounts, place
+from mail.log.topics import ACCEPTED, ShardCounts
 from mail.record import Record
 from mail.settings import LogSettings
 from mail.tasks import cancel_tasks
@@ -85,7 +85,7 @@ class Producer:
 
     async def append(self, record: Record, counts: ShardCounts) -> None:
         """Return when the record is confirmed. Raises LogUnavailable."""
-        topic, shard, key = place(record, counts)
+        topic, shard, key = self._access.topics.place(record, counts)
         start = perf_counter()
         await self._send(self._access.partition(topic, shard), key.encode(), encode(record))
         PRODUCE_DURATION.observe(perf_counter() - start)

@@ -12,12 +12,12 @@ from mail.log.kafka.access import Access
 from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.partition_reader import PartitionReader
 from mail.log.kafka.timeouts import TIMEOUTS
-from mail.log.topics import ALL_TOPICS, CONSUMED_TOPICS, ROUTER
+from mail.log.topics import ROUTER
 
 
 async def missing_rights(access: Access, cluster_info: ClusterInfo) -> list[str]:
     """A text for each refused right; other failures are ignored."""
-    consumed = [access.partition(topic, 0) for topic in CONSUMED_TOPICS]
+    consumed = [access.partition(topic, 0) for topic in access.topics.consumed]
     requests = (
         _fetch(access),
         cluster_info.delete_records(dict.fromkeys(consumed, 0)),
@@ -27,7 +27,7 @@ async def missing_rights(access: Access, cluster_info: ClusterInfo) -> list[str]
 
 
 async def _fetch(access: Access) -> None:
-    partitions = [access.partition(topic, 0) for topic in ALL_TOPICS]
+    partitions = [access.partition(topic, 0) for topic in access.topics.all]
     reader = PartitionReader(access, partitions)
     try:
         await reader.open(dict.fromkeys(partitions))

@@ -24,7 +24,7 @@ from mail.log.kafka.topics import (
     shard_counts_of,
     too_few_brokers,
 )
-from mail.log.topics import ALL_TOPICS, ShardCounts, Topic
+from mail.log.topics import ShardCounts, Topic
 from mail.settings import LogSettings
 from mail.tasks import periodically
 
@@ -42,7 +42,7 @@ async def load_topics(
     """
     topic_states = await cluster_info.topics(access, with_config=with_config)
     for _ in range(_MISSING_TRIES):
-        if len(topic_states) == len(ALL_TOPICS):
+        if len(topic_states) == len(access.topics.all):
             break
         await asyncio.sleep(TIMEOUTS.topics_missing_seconds)
         topic_states = await cluster_info.topics(access, with_config=with_config)

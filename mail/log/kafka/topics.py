@@ -20,7 +20,7 @@ from mail.log import LogNotReady, LogUnusable
 from mail.log.kafka.access import RECORD_BYTES_MAX, Access
 from mail.log.kafka.aiokafka_compat.clients import describe_topics
 from mail.log.kafka.timeouts import TIMEOUTS
-from mail.log.topics import ACCEPTED, ALL_TOPICS, DISPATCHED, Partitioning, ShardCounts, Topic
+from mail.log.topics import ACCEPTED, DISPATCHED, Partitioning, ShardCounts, Topic
 from mail.settings import LogSettings
 
 T = TypeVar("T")
@@ -91,7 +91,7 @@ async def find_topics(
     admin: AIOKafkaAdminClient, access: Access, *, with_config: bool = True
 ) -> dict[Topic, TopicState]:
     """The existing topics of eilpost. Raises aiokafka's errors."""
-    topics = {access.topic(topic): topic for topic in ALL_TOPICS}
+    topics = {access.topic(topic): topic for topic in access.topics.all}
     descriptions = await from_any_broker(lambda: describe_topics(admin, list(topics)))
     for topic in descriptions:
         if topic["error_code"] == errors.TopicAuthorizationFailedError.errno:
@@ -140,7 +140,7 @@ def shard_counts_of(topic_states: Mapping[Topic, TopicState], access: Access, se
     """The partition counts, if every topic exists and the counts agree. Raises LogUnusable, or LogNotReady where
     `eilpost topics create` is needed.
     """
-    missing = [access.topic(topic) for topic in ALL_TOPICS if topic not in topic_states]
+    missing = [access.topic(topic) for topic in access.topics.all if topic not in topic_states]
     if missing:
         option = f" --tenant {access.tenant}" if access.tenant else ""
         raise LogNotReady(

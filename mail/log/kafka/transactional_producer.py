@@ -18,7 +18,7 @@ from mail.log.codec import encode
 from mail.log.kafka.access import BATCH_BYTES, CLIENT_ERRORS, RECORD_BYTES_MAX, Access, unavailable
 from mail.log.kafka.aiokafka_compat.clients import sender_error, stop_or_abort
 from mail.log.kafka.timeouts import TIMEOUTS
-from mail.log.topics import ShardCounts, place
+from mail.log.topics import ShardCounts
 from mail.record import Record
 from mail.telemetry.log import PRODUCE_DURATION, PRODUCE_ERRORS
 
@@ -128,6 +128,6 @@ def batch_by_partition(records: Sequence[Record], counts: ShardCounts, access: A
     """The records as keys and frames, by partition."""
     batches: dict[TopicPartition, list[tuple[bytes, bytes | None]]] = {}
     for record in records:
-        topic, shard, key = place(record, counts)
+        topic, shard, key = access.topics.place(record, counts)
         batches.setdefault(access.partition(topic, shard), []).append((key.encode(), encode(record)))
     return batches

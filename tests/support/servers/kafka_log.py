@@ -25,7 +25,7 @@ from mail.log.kafka import KafkaLog
 from mail.log.kafka.access import make_access
 from mail.log.kafka.create_topics import create_missing, open_admin
 from mail.log.kafka.topics import topic_config
-from mail.log.topics import Topic
+from mail.log.topics import TOPICS, Topic, Topics
 from mail.queue_id import new_queue_id
 from mail.settings import LogSettings
 
@@ -43,8 +43,8 @@ def settings_on(bootstrap: str, settings: LogSettings | None = None, **changes: 
     return (settings or LogSettings()).model_copy(update={**base, **changes})
 
 
-async def make_topics(settings: LogSettings) -> None:
-    access = make_access(settings)
+async def make_topics(settings: LogSettings, topics: Topics = TOPICS) -> None:
+    access = make_access(settings, topics=topics)
     admin = await open_admin(access)
     try:
         await create_missing(admin, access, settings)
@@ -74,10 +74,10 @@ async def _configured(admin: AIOKafkaAdminClient, question: DescribeConfigsReque
 
 
 @asynccontextmanager
-async def running(settings: LogSettings) -> AsyncIterator[KafkaLog]:
+async def running(settings: LogSettings, topics: Topics = TOPICS) -> AsyncIterator[KafkaLog]:
     """A started log; missing topics are created."""
-    await make_topics(settings)
-    log = KafkaLog(settings)
+    await make_topics(settings, topics)
+    log = KafkaLog(settings, topics=topics)
     await log.start()
     try:
         yield log

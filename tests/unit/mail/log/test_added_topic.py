@@ -1,8 +1,8 @@
-"""A topic is data: one more entry of `ALL_TOPICS`, and a `place` for its records, and every adapter has it."""
+"""A topic is data: one more value in the list of a log's topics, and every adapter has it."""
 
 from __future__ import annotations
 
-from functools import partial
+from contextlib import aclosing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,46 +11,44 @@ import pytest
 from aiokafka.admin import NewTopic
 
 from mail.log import LogNotReady
-from mail.log.codec import decode
-from mail.log.embedded.store import Store
+from mail.log.embedded import EmbeddedLog
 from mail.log.kafka.access import make_access
 from mail.log.kafka.create_topics import create_missing
 from mail.log.kafka.topics import TopicState, problems, shard_counts_of, topic_config
 from mail.log.memory import MemoryLog
-from mail.log.topics import ALL_TOPICS
-from mail.record import QueueEntry, QueueTombstone
+from mail.log.topics import ALL_TOPICS, Place
 from mail.settings import LogSettings
-from tests.support.added_topic import USAGE, add_topic
-from tests.support.builders.records import queue_entry
-from tests.support.servers.embedded_log import running
+from tests.support.added_topic import USAGE, WITH_USAGE, Usage, UsageTombstone
 
 SETTINGS = LogSettings(shards=3, delivery_shards=5)
 ON_KAFKA = SETTINGS.model_copy(update={"url": "kafka://k.test:9092", "replication": 1})
-RECORDS = (queue_entry(1), queue_entry(2), queue_entry(2, attempts=1), QueueTombstone(queue_entry(1).delivery.id))
-LAST_OF_EACH_KEY = [queue_entry(2, attempts=1)]
+RECORDS = (Usage("a", 1), Usage("b", 1), Usage("b", 2), UsageTombstone("a"))
 
 
-@pytest.fixture(autouse=True)
-def _added(monkeypatch: pytest.MonkeyPatch) -> None:
-    add_topic(monkeypatch)
+@pytest.mark.parametrize("adapter", ["memory", "embedded"])
+async def test_it_is_written_kept_by_key_and_followed(adapter: str, tmp_path: Path) -> None:
+    def new_log() -> MemoryLog | EmbeddedLog:
+        return EmbeddedLog(tmp_path / "log.db", SETTINGS, WITH_USAGE)
 
-
-async def test_the_memory_log_keeps_the_last_record_of_each_key() -> None:
-    log = MemoryLog(SETTINGS)
-    for record in RECORDS:
-        await log.append(record)
-    assert log.read_compacted(USAGE, 0) == LAST_OF_EACH_KEY
-    assert [entry async for entry in log.queue_entries()] == []
-
-
-async def test_the_embedded_log_keeps_the_last_record_of_each_key(tmp_path: Path) -> None:
-    async with running(tmp_path / "log.db", SETTINGS) as log:
+    log = MemoryLog(SETTINGS, WITH_USAGE) if adapter == "memory" else new_log()
+    await log.start()
+    async with aclosing(log.follow(USAGE)) as changes:
+        assert list(await anext(changes)) == []
         for record in RECORDS:
             await log.append(record)
-    async with running(tmp_path / "log.db", SETTINGS) as log:
-        rows = await log.writer.query(partial(Store.compacted, topic=USAGE, shard=0, after="", limit=10))
-        assert [decode(frame, QueueEntry) for _, frame in rows] == LAST_OF_EACH_KEY
-        assert [entry async for entry in log.queue_entries()] == []
+            assert list(await anext(changes)) == [record]
+    await log.close()
+    log = log if adapter == "memory" else new_log()
+    await log.start()
+    async with aclosing(log.follow(USAGE)) as changes:
+        assert list(await anext(changes)) == [Usage("b", 2)]
+    assert [entry async for entry in log.queue_entries()] == []
+    await log.close()
+
+
+def test_it_is_placed_by_its_own_functions() -> None:
+    counts = MemoryLog(SETTINGS, WITH_USAGE).counts
+    assert {WITH_USAGE.place(record, counts) for record in RECORDS} == {Place(USAGE, 0, "a"), Place(USAGE, 0, "b")}
 
 
 class _Admin:
@@ -83,13 +81,13 @@ class _Admin:
 
 async def test_it_is_created_on_kafka() -> None:
     admin = _Admin()
-    actions = await create_missing(admin, make_access(ON_KAFKA), ON_KAFKA)
+    actions = await create_missing(admin, make_access(ON_KAFKA, topics=WITH_USAGE), ON_KAFKA)
     assert actions == ["mail.usage: created, partitions: 1, replicas: 1"]
     assert admin.created[0].topic_configs["cleanup.policy"] == "compact"
 
 
 def test_it_is_required_and_checked_on_kafka() -> None:
-    access = make_access(ON_KAFKA)
+    access = make_access(ON_KAFKA, topics=WITH_USAGE)
     states = {
         topic: TopicState(
             access.topic(topic), 5 if topic.name == "dispatched" else 3, 3, 3, topic_config(topic, SETTINGS)
