@@ -43,17 +43,19 @@ class BatchBudget:
         self._inputs += 1
         self._output_records += estimate
         self._largest_estimate = max(self._largest_estimate, estimate)
-        if isinstance(record, Attempted):
-            self._content_bytes += len(record.headers)
-        elif isinstance(record.content, Inline):
-            self._content_bytes += len(record.content.data)
+        match record:
+            case Attempted():
+                self._content_bytes += len(record.headers)
+            case Accepted():
+                self._content_bytes += len(record.content.data) if isinstance(record.content, Inline) else 0
 
 
 def _estimate_output_records(record: Accepted | Attempted, snapshot: Snapshot, alias_depth: int) -> int:
     """Estimated number of output records."""
-    if isinstance(record, Attempted):
-        return _RECORDS_PER_DELIVERY + len(record.outcomes) // _FAILURES_PER_RECORD
-    expansion = expand(record.message.envelope.recipients, snapshot, alias_depth)
-    return (
-        _RECORDS_PER_DELIVERY * (1 + len(expansion.final_recipients)) + len(expansion.refused) // _FAILURES_PER_RECORD
-    )
+    match record:
+        case Attempted():
+            return _RECORDS_PER_DELIVERY + len(record.outcomes) // _FAILURES_PER_RECORD
+        case Accepted():
+            expansion = expand(record.message.envelope.recipients, snapshot, alias_depth)
+            deliveries = 1 + len(expansion.final_recipients)
+            return _RECORDS_PER_DELIVERY * deliveries + len(expansion.refused) // _FAILURES_PER_RECORD

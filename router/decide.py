@@ -67,6 +67,15 @@ class Due:
 Trigger = Accepted | Attempted | Due  # of a decision
 
 
+def entry_of(queue: MailQueue, trigger: Trigger) -> QueueEntry | None:
+    """The queue entry of the delivery that a trigger is about; None for a new message."""
+    match trigger:
+        case Accepted():
+            return None
+        case Attempted() | Due():
+            return queue.entry(trigger.delivery_id)
+
+
 def decide(queue: MailQueue, trigger: Trigger, context: RoutingContext, now: datetime) -> Iterator[Record]:
     """Yield the records that follow from `trigger`. Apply each to `queue` before taking the next."""
     match trigger:

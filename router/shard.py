@@ -44,7 +44,7 @@ from router.batch_budget import BatchBudget
 from router.clock_step import ClockStep, due_now
 from router.content_placement import ContentPlacement
 from router.damage import quarantine_inputs, restore_queue
-from router.decide import Due, Trigger, content_to_quote, decide
+from router.decide import Due, Trigger, content_to_quote, decide, entry_of
 from router.dedup import RecentQueueIds
 from router.mail_queue import QUARANTINE_REASON, MailQueue
 from router.metrics import Metrics
@@ -309,7 +309,7 @@ class _Batch:
 
     async def decide(self, trigger: Trigger, context: RoutingContext) -> None:
         queue = self.queue
-        entry = None if isinstance(trigger, Accepted) else queue.entry(trigger.delivery_id)
+        entry = entry_of(queue, trigger)
         first = len(self.outputs)
         for record in decide(queue, trigger, context, self._now):
             queue.apply(record)
@@ -320,7 +320,7 @@ class _Batch:
 
     def quarantine(self, trigger: Trigger, reason: str, policy: RoutingPolicy) -> Sequence[Record]:
         """Quarantine the message or delivery of a trigger for which `decide` raised. Returns the records of it."""
-        entry = None if isinstance(trigger, Accepted) else self.queue.entry(trigger.delivery_id)
+        entry = entry_of(self.queue, trigger)
         first = len(self.outputs)
         for record in quarantine(self.queue, trigger, reason, policy, self._now):
             self.queue.apply(record)
@@ -348,9 +348,11 @@ def _without_duplicates(
 
 def _ids_of(trigger: Trigger) -> dict[str, str]:
     """The fields of a log line that identify the message or delivery of a trigger."""
-    if isinstance(trigger, Accepted):
-        return {"queue_id": trigger.message.queue_id}
-    return {"queue_id": queue_id_of(trigger.delivery_id), "delivery_id": trigger.delivery_id}
+    match trigger:
+        case Accepted():
+            return {"queue_id": trigger.message.queue_id}
+        case Attempted() | Due():
+            return {"queue_id": queue_id_of(trigger.delivery_id), "delivery_id": trigger.delivery_id}
 
 
 def _quarantine_event(outputs: Sequence[Record]) -> str:
