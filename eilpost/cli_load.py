@@ -123,10 +123,8 @@ def load(
         settle_seconds=_parsed("--settle", settle, seconds),
         allow_public=allow_public,
     )
-    failing_share, deferring_share = (
-        _parsed("--failing", failing, parse_share),
-        _parsed("--deferring", deferring, parse_share),
-    )
+    failing_share = _parsed("--failing", failing, parse_share)
+    deferring_share = _parsed("--deferring", deferring, parse_share)
     if failing_share + deferring_share > 1:
         fail("--failing and --deferring: together at most 100% are expected", EXIT_UNUSABLE)
     kinds = 1 + bool(failing_share) + bool(deferring_share)
