@@ -1,0 +1,196 @@
+"""Faults of what surrounds a process: its log output, signals, directory file, volumes and limits.
+
+Each is a context manager, entered and left under load.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.support.servers.eilpost_process import EILPOST, EilpostProcess
+from tests.support.servers.ports import block_until
+
+HOLD_SECONDS = 2.0
+_MIB = 1 << 20
+_PIPE_BYTES = 1 << 16
+
+
+Apply = Callable[["RimProcess"], AbstractContextManager[None]]
+
+
+class RimFault(NamedTuple):
+    """`shows`: text of the log that proves the fault; `ends`: exit status if it ends the process; `stderr`: a file for
+    the log output, or "pipe", instead of the usual file.
+    """
+
+    apply: Apply
+    shows: str = ""
+    ends: int | None = None
+    stderr: str | None = None
+
+
+@contextmanager
+def _lines_are_dropped(box: RimProcess) -> Iterator[None]:
+    """Each write fails from the start."""
+    yield
+    assert box.has_dropped_lines()
+
+
+@contextmanager
+def _log_reader_stops(box: RimProcess) -> Iterator[None]:
+    """Nobody reads the pipe, and writes block when it is full."""
+    block_until(lambda: box.unread_log_bytes() > _PIPE_BYTES - 4096, deadline_seconds=30, what="a full pipe")
+    yield
+
+
+@contextmanager
+def _log_reader_ends(box: RimProcess) -> Iterator[None]:
+    """EPIPE for each line."""
+    box.close_stderr()
+    yield
+    assert box.has_dropped_lines()
+
+
+def _signals(*numbers: signal.Signals) -> Apply:
+    @contextmanager
+    def apply(box: RimProcess) -> Iterator[None]:
+        for number in numbers:
+            box.signal(number)
+            time.sleep(0.2)
+        yield
+
+    return apply
+
+
+def _directory(change: Callable[[Path], object]) -> Apply:
+    @contextmanager
+    def apply(box: RimProcess) -> Iterator[None]:
+        path = box.home / "directory.toml"
+        text = path.read_text()
+        change(path)
+        box.signal(signal.SIGHUP)  # read it now, not at the next poll
+        yield
+        if path.is_dir():
+            path.rmdir()
+        path.write_text(text)
+        path.chmod(0o600)
+
+    return apply
+
+
+def _replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _read_only(name: str) -> Apply:
+    """EROFS for every file that is created: a mount for root, whom modes do not stop."""
+
+    @contextmanager
+    def apply(box: RimProcess) -> Iterator[None]:
+        path = box.home / name
+        if os.geteuid() != 0:
+            modes = {folder: folder.stat().st_mode for folder in (path, *path.rglob("*")) if folder.is_dir()}
+            for folder in modes:
+                folder.chmod(0o500)
+            yield
+            for folder, mode in modes.items():
+                folder.chmod(mode)
+            return
+        mount = shutil.which("mount")
+        assert mount is not None
+        subprocess.run([mount, "--bind", path, path], check=True)
+        try:
+            subprocess.run([mount, "-o", "remount,ro,bind", path], check=True)
+            yield
+        finally:
+            subprocess.run(["umount", "--lazy", path], check=True)
+
+    return apply
+
+
+def _limit(number: int, amount: Callable[[RimProcess], int]) -> Apply:
+    @contextmanager
+    def apply(box: RimProcess) -> Iterator[None]:
+        before = resource.prlimit(box.pid, number)
+        resource.prlimit(box.pid, number, (amount(box), before[1]))
+        yield
+        if box.is_running:
+            resource.prlimit(box.pid, number, before)
+
+    return apply
+
+
+def _open_files(box: RimProcess) -> int:
+    return len(os.listdir(f"/proc/{box.pid}/fd"))
+
+
+def _address_space(box: RimProcess) -> int:
+    """What it has and 1 MiB: memory for a large message, and the stack of a thread, are refused."""
+    return box.resident_bytes("VmSize") + _MIB
+
+
+_OLD_DIRECTORY = "last good version stays in use"
+RIM_FAULTS: Mapping[str, RimFault] = {
+    "log output: disk full": RimFault(_lines_are_dropped, stderr="/dev/full"),
+    "log output: reader stops": RimFault(_log_reader_stops, stderr="pipe"),
+    "log output: reader ends": RimFault(_log_reader_ends, stderr="pipe"),
+    "signals that end nothing": RimFault(
+        _signals(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGPIPE), "SIGALRM"
+    ),
+    "signal TERM": RimFault(_signals(signal.SIGTERM), "SIGTERM", ends=0),
+    "signal INT": RimFault(_signals(signal.SIGINT), "SIGINT", ends=0),
+    "signal QUIT": RimFault(_signals(signal.SIGQUIT), "SIGQUIT", ends=0),
+    "signal KILL": RimFault(_signals(signal.SIGKILL), ends=-signal.SIGKILL),
+    "directory file emptied": RimFault(_directory(lambda path: path.write_text("")), _OLD_DIRECTORY),
+    "directory file malformed": RimFault(_directory(lambda path: path.write_text("[domains.")), _OLD_DIRECTORY),
+    "directory file removed": RimFault(_directory(Path.unlink), _OLD_DIRECTORY),
+    "directory file is a folder": RimFault(_directory(_replace_by_folder), _OLD_DIRECTORY),
+    "spool read-only": RimFault(_read_only("spool"), "spool unavailable"),
+    "mailboxes read-only": RimFault(_read_only("mail"), "mailbox unavailable"),
+    "open files used up": RimFault(_limit(resource.RLIMIT_NOFILE, _open_files), "Too many open files"),
+    "memory and threads refused": RimFault(_limit(resource.RLIMIT_AS, _address_space)),
+}
+# What the machine refuses is not expected where it happens: deferred, and logged with its place.
+REFUSED_BY_MACHINE = ("can't start new thread", "MemoryError")
+
+
+class RimProcess(EilpostProcess):
+    """All roles in one process, whose log output goes to a file or a pipe that nobody reads."""
+
+    def __init__(self, home: Path, settings: Mapping[str, Mapping[str, object]], stderr: str | None) -> None:
+        self._reader: int | None = None
+        command = ()
+        if stderr is not None:
+            if stderr == "pipe":
+                home.mkdir(parents=True, exist_ok=True)
+                stderr = str(home / "stderr")
+                os.mkfifo(stderr)
+                self._reader = os.open(stderr, os.O_RDONLY | os.O_NONBLOCK)
+            command = ("bash", "-c", f'exec "$0" "$@" 2>{stderr}', str(EILPOST), "up")
+        super().__init__(home, settings, command=command)
+
+    def has_dropped_lines(self) -> bool:
+        return self.metric("eilpost_log_lines_dropped_total") > 0
+
+    def unread_log_bytes(self) -> int:
+        assert self._reader is not None
+        return int.from_bytes(fcntl.ioctl(self._reader, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+    def close_stderr(self) -> None:
+        """Close the reading end of the pipe."""
+        if self._reader is not None:
+            os.close(self._reader)
+            self._reader = None
