@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from mail.frame_struct import FrameStruct
 from mail.log.codec import FrameError, UnknownVersion, decode
-from mail.log.embedded.commit import offset_of, topic_number_of
+from mail.log.embedded.commit import offset_of, split_compacted_key, topic_number_of
 from mail.log.embedded.store import Store
-from mail.log.topics import CONSUMED_TOPICS, EVENTS, QUEUE
-from mail.record import Event, QueueEntry
+from mail.log.topics import CONSUMED_TOPICS, EVENTS, TOPICS, Topics
+from mail.record import Event
 
 _PAGE_ROWS = 500
 
@@ -20,7 +20,7 @@ class CheckedPage(FrameStruct, frozen=True):
     of_newer_version: tuple[tuple[str, str], ...] = ()
 
 
-def check_page(store: Store, cursor: str) -> tuple[CheckedPage, str | None]:
+def check_page(store: Store, cursor: str, topics: Topics = TOPICS) -> tuple[CheckedPage, str | None]:
     """The page after `cursor` ("": the first), and the cursor of the next page; None: this was the last."""
     table, _, after = cursor.partition(" ")
     problems: list[tuple[str, str, FrameError]] = []
@@ -38,14 +38,16 @@ def check_page(store: Store, cursor: str) -> tuple[CheckedPage, str | None]:
                     problems.append((topic.name, f"shard {shard}, offset {offset_of(row.id)}", error))
             count, following = len(entries), f"entry {entries[-1].id}" if entries else "pending "
         case "pending":
-            rows = store.all_queue_entries(after, _PAGE_ROWS)
-            for key, frame in rows:
-                shard_text, _, delivery_id = key.partition("/")
+            rows = store.all_compacted(after, _PAGE_ROWS)
+            for row_key, frame in rows:
+                name, shard_text, key = split_compacted_key(row_key)
+                if (compacted := topics.by_name.get(name)) is None:
+                    continue  # no reader finds it
                 try:
-                    decode(frame, QueueEntry)
+                    decode(frame, compacted.record)
                 except FrameError as error:
-                    where = f"shard {shard_text.lstrip('0') or 0}, key {delivery_id}"
-                    problems.append((QUEUE.name, where.encode("utf-8", "replace").decode(), error))
+                    where = f"shard {shard_text.lstrip('0') or 0}, key {key}"
+                    problems.append((name, where.encode("utf-8", "replace").decode(), error))
             count, following = len(rows), f"pending {rows[-1][0]}" if rows else "event 0"
         case _:
             events = store.all_events(int(after), _PAGE_ROWS)

@@ -118,6 +118,12 @@ def compacted_key(topic: Topic, shard: int, key: str) -> str:
     return f"{'' if topic is QUEUE else topic.name}{shard:04d}/{key}"
 
 
+def split_compacted_key(compacted_key: str) -> tuple[str, str, str]:
+    """Topic name, shard and key."""
+    start, _, key = compacted_key.partition("/")
+    return start[:-4] or QUEUE.name, start[-4:], key
+
+
 @dataclass(frozen=True, slots=True)
 class NewEntry:
     """A new entry of the shard at `shard_base`; its offset is assigned at commit. `record`, if given, is

@@ -311,6 +311,11 @@ class Store:
         statement = "SELECT key, frame FROM pending WHERE key > CAST(? AS TEXT) AND key < ':' ORDER BY key LIMIT ?"
         return _bounded(self._connection.execute(statement, (_encode_text(after), limit)))
 
+    def all_compacted(self, after: str, limit: int) -> list[tuple[str, bytes]]:
+        """As `compacted`, of all topics."""
+        statement = "SELECT key, frame FROM pending WHERE key > CAST(? AS TEXT) ORDER BY key LIMIT ?"
+        return _bounded(self._connection.execute(statement, (_encode_text(after), limit)))
+
     def all_events(self, after: int, limit: int) -> Sequence[tuple[int, bytes]]:
         return _bounded(self._connection.execute("SELECT id, frame FROM event WHERE id > ? LIMIT ?", (after, limit)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +13,13 @@ from aiokafka.admin import NewTopic
 
 from mail.log import LogNotReady
 from mail.log.embedded import EmbeddedLog
+from mail.log.embedded.check import check_page
+from mail.log.embedded.commit import Change, compacted_key
 from mail.log.kafka.access import make_access
 from mail.log.kafka.create_topics import create_missing
 from mail.log.kafka.topics import TopicState, problems, shard_counts_of, topic_config
 from mail.log.memory import MemoryLog
-from mail.log.topics import ALL_TOPICS, Place
+from mail.log.topics import ALL_TOPICS, QUEUE, Place
 from mail.settings import LogSettings
 from tests.support.added_topic import USAGE, WITH_USAGE, Usage, UsageTombstone
 
@@ -44,6 +47,18 @@ async def test_it_is_written_kept_by_key_and_followed(adapter: str, tmp_path: Pa
         assert list(await anext(changes)) == [Usage("b", 2)]
     assert [entry async for entry in log.queue_entries()] == []
     await log.close()
+
+
+async def test_damage_in_it_is_found_by_the_check_of_the_embedded_log(tmp_path: Path) -> None:
+    log = EmbeddedLog(tmp_path / "log.db", SETTINGS, WITH_USAGE)
+    await log.start()
+    await log.append(Usage("a", 1))
+    damaged = Change(compacted={compacted_key(USAGE, 0, "b"): b"no frame", compacted_key(QUEUE, 2, "c"): b"no frame"})
+    await log.writer.change(damaged)
+    page, _ = await log.writer.query(partial(check_page, cursor="pending ", topics=WITH_USAGE))
+    await log.close()
+    assert [topic for topic, _ in page.damaged] == ["queue", "usage"]
+    assert [text.partition(": ")[0] for _, text in page.damaged] == ["queue, shard 2, key c", "usage, shard 0, key b"]
 
 
 def test_it_is_placed_by_its_own_functions() -> None:
