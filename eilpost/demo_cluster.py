@@ -155,6 +155,11 @@ def _check_ports(all_members: Sequence[Member]) -> None:
         value for member in all_members for name, value in member.environment.items() if name.endswith("_LISTEN")
     ]
     in_use = [address for address in addresses if is_in_use(address)]
+    if in_use == addresses:
+        raise ServiceError(
+            "a demo cluster runs already and keeps running: all its ports are in use; stop it with Ctrl-C in its "
+            "terminal, or start another with `eilpost demo --cluster --port PORT`"
+        )
     if in_use:
         raise ServiceError(
             f"{', '.join(in_use)}: in use, perhaps by `make run`; stop it, or use `eilpost demo --cluster --port PORT`"

@@ -181,24 +181,24 @@ class _JsonLine(JSONResponse):
 def readiness(health: Health, log: Log | None) -> tuple[bool, dict[str, Any]]:
     """Whether this process is ready, and the body of /readyz (docs/reference/doctor.md, "Readiness").
 
-    A router or delivery process is ready once it has joined its group and while the log is usable. An ingress is ready
-    once the log was usable, and stays ready while the log is down: it replies 4xx, and the Service keeps its endpoints.
-    A process with a stopped shard stays ready, because it serves the other shards.
+    Ready means that every role can commit: an ingress while it can append, and replies 421 otherwise; a router or
+    delivery process while it has joined its group and the log is usable to it. A process with a stopped shard stays
+    ready, because it serves the other shards.
     """
     waiting = {name for name, is_ready in health.roles.items() if not is_ready}
     body: dict[str, Any] = {"roles": dict(health.roles)}
     reasons = []
     if log is not None:
-        match log.worker_condition():
+        has_workers = bool(_WORKER_ROLES & health.roles.keys())
+        match log.worker_condition() if has_workers else log.condition():
             case Usable():
                 body["log"] = {"condition": "usable"}
             case Full(reason):
                 body["log"] = {"condition": "full", "reason": reason}  # accepted mail is delivered: ready
             case Down(reason):
                 body["log"] = {"condition": "down", "reason": reason}
-                if _WORKER_ROLES & health.roles.keys() or "ingress" in waiting:
-                    reasons.append(f"the log is down: {reason}")
-                    waiting -= {"ingress", *_WORKER_ROLES}  # they wait for the log
+                reasons.append(f"the log is down: {reason}")
+                waiting -= {"ingress", *_WORKER_ROLES}  # they wait for the log
             case unknown:
                 assert_never(unknown)
     reasons += [_NOT_READY.get(name, f"{name} is not ready") for name in health.roles if name in waiting]

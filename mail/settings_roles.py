@@ -54,7 +54,8 @@ class IngressSettings(Section):
     slow, new mail gets 452 4.3.1. Increase it, and the memory of the process, for many large messages at once.
     """
     max_in_flight_bytes_per_client: Size = parse_size("32MiB")
-    """The same limit per client address; one message of max_message_size is always allowed. Relay networks are exempt.
+    """The same limit per client, as of max_connections_per_client; one message of max_message_size is always
+    allowed. Relay networks are exempt.
     """
     sender_domain_must_resolve: bool = True
     """Refuse senders whose domain has no MX and no address record. Disable in networks without DNS."""

@@ -6,6 +6,7 @@ import socket
 import socketserver
 import sys
 import threading
+from contextlib import ExitStack
 
 import pytest
 
@@ -26,6 +27,16 @@ def test_ports_in_use_are_named_before_brokers_are_awaited(run: Run) -> None:
     with socket.create_server(("127.0.0.1", first + 2)), socket.create_server(("127.0.0.1", first + 9)):
         line = _start(run, free_port(), first)
     assert line.startswith(f"eilpost: 127.0.0.1:{first + 2}, 127.0.0.1:{first + 9}: in use, perhaps by `make run`;")
+
+
+def test_a_second_cluster_says_that_the_first_keeps_running(run: Run) -> None:
+    first = free_ports_from(*PORTS)
+    with ExitStack() as servers:
+        for port in PORTS:
+            servers.enter_context(socket.create_server(("127.0.0.1", first + port)))
+        line = _start(run, free_port(), first)
+    assert line.startswith("eilpost: a demo cluster runs already and keeps running: ")
+    assert "stopped" not in line
 
 
 def test_missing_brokers_are_started_by_make_kafka(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,8 @@ class _Log:
     def worker_condition(self) -> Condition:
         return self.now
 
+    condition = worker_condition
+
     def warnings(self) -> Sequence[str]:
         return ("renew it",) if isinstance(self.now, Full) else ()
 
@@ -73,14 +75,12 @@ _DOWN = ["the log is down: gone"]
         (Down("gone"), {"router": False}, _DOWN),  # it has not joined because the log is down
         (Down("gone"), {"delivery": True}, _DOWN),
         (Down("gone"), {"ingress": False}, _DOWN),  # it has not seen the log usable yet
-        (Down("gone"), {"ingress": True}, []),  # it answers, with 4xx
+        (Down("gone"), {"ingress": True}, _DOWN),  # it replies 421
         (Down("gone"), {"ingress": False, "mailstore": False}, [*_DOWN, "mailstore is not ready"]),
         (Usable(), {"delivery": False}, ["delivery has not joined its group yet"]),
     ],
 )
-def test_a_log_that_is_down_counts_for_workers_and_for_an_ingress_that_has_never_seen_it(
-    log: Condition, roles: dict[str, bool], reasons: list[str]
-) -> None:
+def test_no_role_that_cannot_commit_is_ready(log: Condition, roles: dict[str, bool], reasons: list[str]) -> None:
     is_ready, response = readiness(_health(**roles), _Log(log))
     assert (is_ready, response["ready"], response["reasons"]) == (not reasons, not reasons, reasons)
     assert response["log"]["condition"] == type(log).__name__.lower()

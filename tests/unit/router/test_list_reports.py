@@ -151,3 +151,14 @@ def test_an_owner_is_an_alias_or_user_of_that_name() -> None:
     ):
         found = directory.owner_of(address(f"{name}@example.test"))
         assert found == (None if owner is None else address(f"{owner}@example.test")), name
+
+
+def test_a_quarantined_report_keeps_the_number_of_failed_members() -> None:
+    shard = simulator([f"u{n}@far.test" for n in range(200)])
+    mail = accepted(LIST, sender="someone@far.test")
+    shard.decide(mail)
+    first, second = list(shard.dispatched)
+    shard.attempt(first, *map(failed, shard.dispatched[first].delivery.message.envelope.recipients))
+    recipients = shard.dispatched[second].delivery.message.envelope.recipients
+    shard.quarantine(shard.attempted(second, *map(failed, recipients)))
+    assert shard.queue.failed_members(mail.message.queue_id) == 100
