@@ -89,14 +89,18 @@ def undeliverable_reply(address: Address, snapshot: Snapshot, depth: int) -> Rep
 
 
 class _Expander:
-    """Depth-first expansion with an explicit stack. `_opened`: alias -> number of the recipient that expanded it."""
+    """Depth-first expansion with an explicit stack. `_opened`: alias -> number of the recipient that expanded it, and
+    the depth. Once the limit of the depth was reached, an alias that is found nearer to its recipient than before is
+    expanded again, so that the result does not depend on the order of targets.
+    """
 
     def __init__(self, snapshot: Snapshot, depth: int) -> None:
         self._snapshot = snapshot
         self._depth = depth
         self._current = 0
-        self._opened: dict[str, int] = {}
+        self._opened: dict[str, tuple[int, int]] = {}
         self._unresolved: set[int] = set()
+        self._limit_reached = False
         self.final_recipients: dict[str, FinalRecipient] = {}
         self.refused: dict[str, Refusal] = {}
 
@@ -108,6 +112,12 @@ class _Expander:
         while stack:
             current, depth, parent, owner = stack.pop()
             key = current.address.key
+            if (
+                (refusal := self.refused.get(key)) is not None
+                and refusal.reply == ALIAS_TOO_DEEP
+                and depth < self._depth
+            ):
+                del self.refused[key]
             if key in self.final_recipients or key in self.refused:
                 resolved = True  # also reached from another alias
                 continue
@@ -119,16 +129,17 @@ class _Expander:
                         # "alice = alice, archive": the alias keeps a copy for its own mailbox
                         self.final_recipients[key] = FinalRecipient(current, IsMailbox(own_mailbox), owner)
                         resolved = True
-                    elif key in self._opened:
-                        opened_by = self._opened[key]
+                    elif key in self._opened and not (self._limit_reached and depth < self._opened[key][1]):
+                        opened_by = self._opened[key][0]
                         resolved = resolved or (opened_by != self._current and opened_by not in self._unresolved)
                     else:
-                        self._opened[key] = self._current
+                        self._opened[key] = self._current, depth
                         if not result.targets:
                             self.refused[key] = Refusal(current, EMPTY_LIST, owner)
                             resolved = True
                         elif depth >= self._depth:
                             self.refused[key] = Refusal(current, ALIAS_TOO_DEEP, owner)
+                            self._limit_reached = True
                             resolved = True
                         else:
                             # RFC 5321 section 3.9.1: the address is replaced, the rest of the envelope stays. Section

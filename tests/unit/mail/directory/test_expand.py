@@ -104,7 +104,7 @@ def test_alias_depth_is_limited_and_empty_list_is_refused() -> None:
         max_size=5,
     ),
     st.sampled_from(["a", "b", "alice"]),
-    st.integers(1, 4),
+    st.integers(1, 6),
 )
 def test_undeliverable_reply_agrees_with_the_expansion(aliases: dict[str, list[str]], name: str, depth: int) -> None:
     """Ingress refuses exactly the addresses that the router could not deliver."""
@@ -115,7 +115,19 @@ def test_undeliverable_reply_agrees_with_the_expansion(aliases: dict[str, list[s
     addressee = recipient(f"{name}@example.test")
     expansion = expand([addressee], directory, depth)
     reason = undeliverable_reply(addressee.address, directory, depth)
-    if expansion.final_recipients:
-        assert reason is None
-    else:
+    assert (reason is None) == bool(expansion.final_recipients)
+    if reason is not None and depth > len(aliases):
         assert reason == expansion.refused[0].reply
+
+
+def test_the_depth_limit_does_not_depend_on_the_order_of_targets() -> None:
+    aliases = {
+        "a@example.test": ["b@example.test", "e@example.test"],
+        "b@example.test": ["d@example.test"],
+        "d@example.test": ["e@example.test"],
+        "e@example.test": ["alice@example.test"],
+    }
+    directory = snapshot(["alice@example.test"], aliases)
+    expansion = expand([recipient("a@example.test")], directory, 3)
+    assert [str(final.recipient.address) for final in expansion.final_recipients] == ["alice@example.test"]
+    assert expansion.refused == ()
