@@ -292,6 +292,7 @@ def trace(
         "eilpost queue --site example.test --limit 0",
         "eilpost queue --after QUEUE_ID-1",
         "eilpost queue --top 10 --json",
+        "eilpost queue --record QUEUE_ID-accepted-17 > record",
     )
 )
 def queue(
@@ -309,6 +310,9 @@ def queue(
             min=0, metavar="N", help="Only a summary: the N sites and states with the most recipients; 0: all."
         ),
     ] = None,
+    record: Annotated[
+        str, typer.Option(metavar="DELIVERY", help="Only write the bytes of this corrupt record to stdout.")
+    ] = "",
 ) -> None:
     """Show queued deliveries: age, attempts, last reply."""
     from eilpost import configuration, json_output, queue_view, wiring
@@ -316,12 +320,22 @@ def queue(
     from mail.log.queue_summary import QueueSummary
     from mail.message import DeliveryId, queue_id_of, queue_id_time
 
-    last_shown = DeliveryId(after.strip().upper())
-    if last_shown:
+    def delivery_id(option: str, text: str) -> DeliveryId:
+        shown = text.strip()
+        parsed = DeliveryId(shown[:26].upper() + shown[26:])
         try:
-            queue_id_time(queue_id_of(last_shown))
+            queue_id_time(queue_id_of(parsed))
         except ValueError:
-            fail(f"--after {after!r}: a delivery id of `eilpost queue` is expected", EXIT_UNUSABLE)
+            fail(f"{option} {text!r}: a delivery id of `eilpost queue` is expected", EXIT_UNUSABLE)
+        return parsed
+
+    if record:
+        data = _with_history(config, lambda log: queue_view.record_bytes(log, delivery_id("--record", record)), tenant)
+        if data is None:
+            fail(f"{record}: no such record in the state corrupt", EXIT_NOT_FOUND)
+        sys.stdout.buffer.write(data)
+        return
+    last_shown = delivery_id("--after", after) if after else None
 
     async def show(log: HistoryLog) -> None:
         position = await queue_view.position_of(log, last_shown) if last_shown else None

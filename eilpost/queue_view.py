@@ -8,8 +8,8 @@ from eilpost.format import format_addresses, format_age, format_bytes, format_se
 from eilpost.output import Output
 from mail.log import Backlog, HistoryLog
 from mail.log.queue_summary import Position, QueueSummary, Totals
-from mail.message import DeliveryId, queue_id_of, queue_id_time
-from mail.record import QueueEntry
+from mail.message import DeliveryId, Inline, queue_id_of, queue_id_time
+from mail.record import QueueEntry, is_corrupt
 
 _SUMMARY_LINES = 20
 
@@ -21,6 +21,14 @@ async def position_of(log: HistoryLog, delivery_id: DeliveryId) -> Position:
         if entry.delivery.id == delivery_id:
             return Position(entry.delivery.message.received, delivery_id)
     return Position(queue_id_time(queue_id), delivery_id)
+
+
+async def record_bytes(log: HistoryLog, delivery_id: DeliveryId) -> bytes | None:
+    """The bytes of a damaged record in quarantine; None if there is none with this id."""
+    async for entry in log.queue_entries(queue_id_of(delivery_id)):
+        if entry.delivery.id == delivery_id and is_corrupt(entry) and isinstance(entry.content, Inline):
+            return entry.content.data
+    return None
 
 
 def totals_json(site: str, state: str, totals: Totals) -> dict[str, object]:
@@ -44,7 +52,7 @@ def write(summary: QueueSummary, backlog: Backlog, output: Output, now: datetime
             (entry.delivery.id, "bold"),
             (f"  {format_age(now - message.received):>10}", "cyan"),
             (f"  {format_bytes(message.size_bytes):>8}", "dim"),
-            (f"  {format_sender(message)} -> {recipients}", ""),
+            (f"  {f'{format_sender(message)} -> {recipients}' if recipients else 'damaged record of the log'}", ""),
         )
         output.write((f"    {format_state(entry, now)}{_attempts_text(entry)}", "yellow"))
         if entry.last is not None:

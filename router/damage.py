@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 import structlog
 from msgspec.structs import replace
 
-from mail.log import Damaged, Entry, RouterShard
+from mail.log import Damaged, Entry, Input, RouterShard
 from mail.log.topics import ATTEMPTED
 from mail.message import Content, DeliveryId, Inline
 from mail.record import Active, Event, QueueEntry, Record
@@ -33,24 +33,55 @@ async def quarantine_inputs(
     """The records that follow from damaged inputs; they are applied to `queue`. Raises LogUnavailable."""
     outputs: list[Record] = []
     reports = [entry for entry in entries if entry.topic == ATTEMPTED.name]
-    lost: list[QueueEntry] = []
     if reports:
-        active = [entry.delivery.id for entry in queue.entries() if isinstance(entry.state, Active)]
-        ids = await shard.lost_deliveries(active, reports)
-        lost = [entry for delivery_id in ids if (entry := queue.entry(delivery_id)) is not None]
-    is_complete = True
-    for queue_entry in lost:
-        content = queue_entry.content or await _find_content(shard, queue_entry, [entry.record for entry in reports])
-        is_complete &= content is not None
-        outputs += defer_lost(queue_entry, content, policy, now)
-        delivery_id = queue_entry.delivery.id
-        logger.warning("delivery of a damaged record deferred", shard=shard.number, delivery_id=delivery_id)
+        outputs += await _defer_lost_deliveries(shard, queue, reports, policy, now)
+    is_complete = not any(isinstance(output, QueueEntry) and output.content is None for output in outputs)
+    is_any_deferred = bool(outputs)
     for damaged in entries:
-        is_saved = damaged.topic == ATTEMPTED.name and is_complete and bool(lost or damaged.record.key)
+        is_saved = damaged.topic == ATTEMPTED.name and is_complete and (is_any_deferred or bool(damaged.record.key))
         outputs.append(corrupt_entry(damaged.record, shard.owns, now + KEPT if is_saved else NEVER_DUE, now))
         _report(damaged.record, restored=is_saved)
     for record in outputs:
         queue.apply(record)
+    return outputs
+
+
+async def repair_queue(
+    shard: RouterShard, queue: MailQueue, damaged: Sequence[Damaged], policy: RoutingPolicy, now: datetime
+) -> list[Record]:
+    """The records that replace damaged queue entries, and those that follow for active deliveries of which the log has
+    neither a dispatch nor a report, as after a recovery of its file. (On Kafka this is not known.) They are applied to
+    `queue`. Raises LogUnavailable.
+    """
+    outputs = await _restore_queue(shard, queue, damaged, now)
+    undispatched = await _defer_lost_deliveries(shard, queue, (), policy, now)
+    for record in undispatched:
+        queue.apply(record)
+    return outputs + undispatched
+
+
+async def _defer_lost_deliveries(
+    shard: RouterShard, queue: MailQueue, reports: Sequence[Entry[Damaged]], policy: RoutingPolicy, now: datetime
+) -> list[Record]:
+    active = [entry.delivery.id for entry in queue.entries() if isinstance(entry.state, Active)]
+    outputs: list[Record] = []
+    for delivery_id in await shard.lost_deliveries(active, reports) if active else ():
+        lost = queue.entry(delivery_id)
+        assert lost is not None
+        content = lost.content or await _find_content(shard, lost, [entry.record for entry in reports])
+        outputs += defer_lost(lost, content, policy, now)
+        logger.warning("delivery without its dispatch and report deferred", shard=shard.number, delivery_id=delivery_id)
+    return outputs
+
+
+def keep_bytes(shard: RouterShard, queue: MailQueue, inputs: Sequence[Input], now: datetime) -> list[Record]:
+    """As `quarantine_inputs`, after a bug in it: the bytes are kept, and nothing is done for their deliveries."""
+    damaged = [entry.record for entry in inputs if isinstance(entry.record, Damaged)]
+    outputs: list[Record] = [corrupt_entry(record, shard.owns, NEVER_DUE, now) for record in damaged]
+    for record in damaged:
+        _report(record, restored=False)
+    for output in outputs:
+        queue.apply(output)
     return outputs
 
 
@@ -67,10 +98,10 @@ async def _find_content(shard: RouterShard, lost: QueueEntry, reports: Sequence[
     return None if dispatched is None else dispatched.content
 
 
-async def restore_queue(
+async def _restore_queue(
     shard: RouterShard, queue: MailQueue, damaged: Sequence[Damaged], now: datetime
 ) -> list[Record]:
-    """The records that replace damaged queue entries; they are applied to `queue`. Raises LogUnavailable."""
+    """The records that replace damaged queue entries; they are applied to `queue`."""
     outputs: list[Record] = []
     for record in damaged:
         delivery_id = DeliveryId(record.key)

@@ -43,7 +43,7 @@ from router.accounting import BatchAccounting
 from router.batch_budget import BatchBudget
 from router.clock_step import ClockStep, due_now
 from router.content_placement import ContentPlacement
-from router.damage import quarantine_inputs, restore_queue
+from router.damage import keep_bytes, quarantine_inputs, repair_queue
 from router.decide import Due, Trigger, content_to_quote, decide, entry_of
 from router.dedup import RecentQueueIds
 from router.mail_queue import QUARANTINE_REASON, MailQueue
@@ -136,8 +136,9 @@ async def _replay(state: ShardState) -> MailQueue:
                 damaged.append(entry)
             else:
                 queue.apply(entry)
-    if damaged:
-        await state.shard.commit(await restore_queue(state.shard, queue, damaged, state.router.now()), ())
+    repairs = await repair_queue(state.shard, queue, damaged, state.router.policy, state.router.now())
+    if repairs:
+        await state.shard.commit(repairs, ())
     state.router.metrics.shard_replayed(state.shard.number, queue)
     return queue
 
@@ -216,6 +217,7 @@ async def _route_one_by_one(state: ShardState) -> None:
             triggers = [*records, *map(Due, due_ids)]
             queue = await _replay(state)
             batch = _Batch(queue, router.now())
+            batch.outputs += keep_bytes(shard, queue, inputs, router.now())
             reason = f"{QUARANTINE_REASON} ({type(bug).__name__}); see its log"
             for trigger in triggers:
                 outputs = batch.quarantine(trigger, reason, router.policy)

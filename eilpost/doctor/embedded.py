@@ -40,7 +40,9 @@ async def examine(path: Path, settings: LogSettings, spool: Path | None = None) 
     if not os.path.exists(path):  # noqa: ASYNC240
         missing = problem or ok("log", f"{path} does not exist yet")
         return [Finding(missing.level, "log", f"{missing.text}; no mail was accepted yet", missing.advice), space]
-    owner = owner_finding("log", path) or problem
+    owner = owner_finding("log", path)
+    if owner is None and problem is not None:
+        owner = fail("log", problem.text, f"make it writable for this user: {path} has the queued mail")
     return [*([owner] if owner is not None else await _log_findings(path)), space]
 
 

@@ -168,7 +168,9 @@ class RouterShard(Protocol):
     async def lost_deliveries(
         self, active: Collection[DeliveryId], damaged: Sequence[Entry[Damaged]]
     ) -> Collection[DeliveryId]:
-        """Those of the `active` deliveries whose dispatch or report is among the `damaged` inputs. Slow."""
+        """Those of the `active` deliveries whose dispatch or report is among the `damaged` inputs; without inputs,
+        those of which the log has neither, if it knows. Slow.
+        """
         ...
 
     async def commit(self, outputs: Sequence[Record], consumed: Sequence[Input]) -> None:

@@ -214,7 +214,10 @@ class EmbeddedRouterShard:
             if topic.name == entry.topic
         }
         named = await self._writer.query(partial(Store.named_deliveries, without=ids))
-        return [delivery_id for delivery_id in active if delivery_id not in named]
+        lost = [delivery_id for delivery_id in active if delivery_id not in named]
+        if lost and not damaged and await self._writer.query(Store.has_damaged_reports):
+            return ()  # perhaps theirs, which will be read
+        return lost
 
     async def replay(self) -> AsyncIterator[Sequence[QueueEntry | Damaged]]:
         key = ""

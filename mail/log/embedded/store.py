@@ -53,8 +53,8 @@ CREATE INDEX event_queue_id ON event (queue_id);
 """
 
 DAMAGE_ADVICE = (
-    "stop eilpost, copy the file and FILE-wal, and recover the records into a new file (sqlite3 FILE .recover | sqlite3"
-    " NEW); a backup lacks the mail that was accepted after it"
+    "stop eilpost, copy the file and FILE-wal, and recover the records into a new file: docs/troubleshoot.md, "
+    '"A damaged log file"; a backup lacks the mail that was accepted after it'
 )
 
 Key = TypeVar("Key", int, str)
@@ -284,6 +284,18 @@ class Store:
             )
             named.update(find_id(_as_bytes(head)) for entry_id, head in rows if entry_id not in without)
         return named
+
+    def has_damaged_reports(self) -> bool:
+        """Whether a frame of `dispatched` or `attempted` is damaged."""
+        for topic in (DISPATCHED, ATTEMPTED):
+            for (frame,) in self._connection.execute(
+                "SELECT frame FROM entry WHERE id > ? AND id < ?", topic_ids(topic)
+            ):
+                try:
+                    decode(_as_bytes(frame), topic.record)
+                except FrameError:
+                    return True
+        return False
 
     def find_dispatches(self, delivery_id: str) -> list[EntryRow]:
         """The entries of `dispatched` whose frame contains this delivery id."""

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from eilpost import tenants
-from mail.log import LogUnavailable
+from mail.log import Damaged, LogUnavailable
 from mail.log.queue_summary import QueueSummary
 from mail.message import QueueId
 from mail.record import Event
+from router.quarantine import NEVER_DUE, corrupt_entry
 from tests.support.builders import records as samples
 from tests.support.clients.commands import Run, commands, one_line
+from tests.support.servers.eilpost_process import EILPOST
+from tests.support.servers.embedded_log import running
 
 QUEUE_ID = "01ARZ3NDEKTSV4RRFFQ69G5FAV"
 
@@ -78,3 +83,24 @@ def test_queue_and_trace_read_a_log_without_a_server(run: Run, log: Path) -> Non
     assert json.loads(run("trace", samples.queue_id(1), "--json")[1])["events"][0]["event"] == "accepted"
     status, _, err = run("trace", samples.queue_id(7))
     assert (status, "no such message" in one_line(err)) == (1, True)
+
+
+@pytest.mark.slow
+def test_bytes_of_a_corrupt_record_are_written(run: Run, home: Path, log: Path) -> None:
+    damaged = Damaged("accepted", 0, 17, samples.queue_id(3), b"\xe1P\0 bytes", "it is damaged (checksum)")
+    entry = corrupt_entry(damaged, lambda _: True, NEVER_DUE, samples.NOON)
+
+    async def fill() -> None:
+        async with running(log) as opened:
+            await opened.append(entry)
+
+    asyncio.run(fill())
+    assert entry.delivery.id == f"{samples.queue_id(3)}-accepted-17"
+    _, out, _ = run("queue")
+    assert "damaged record of the log" in out
+    assert "corrupt: accepted, shard 0, offset 17: it is damaged (checksum)" in out
+    status, _, err = run("queue", "--record", samples.delivery(1).id)
+    assert (status, "no such record in the state corrupt" in one_line(err)) == (1, True)
+    command = [str(EILPOST), "queue", "--record", entry.delivery.id.replace("01KJ", "01kj")]
+    done = subprocess.run(command, cwd=home, capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"\xe1P\0 bytes", b"")

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import structlog
+from msgspec.structs import replace
 
 from mail.log import Damaged, ShardLost
 from mail.log.codec import encode
@@ -345,6 +346,20 @@ def test_queue_entry_is_restored_from_what_is_later(
     assert (restored.state.cause if isinstance(restored.state, Waiting) else None) == cause
 
 
+async def test_a_bug_in_the_quarantine_loses_no_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("router.shard.quarantine_inputs", broken)
+    setup = RouterSetup(deliver=succeed)
+    setup.log.append_frame(ACCEPTED, 0, b"no frame")
+    async with setup.running():
+        await other_mail_flows(setup)
+        (entry,) = await corrupt_records(setup)
+        assert entry.content == Inline(b"no frame")
+        assert (await setup.log.backlog()).accepted == 0
+
+
 @pytest.mark.parametrize("key", ["", "key", "Z" * 26, "Z" * 26 + "-1", "01KJMMA2G00000000000000000-1"])
 async def test_damaged_records_of_the_log_in_memory_stop_nothing(key: str) -> None:
     setup = RouterSetup(deliver=succeed)
@@ -356,3 +371,21 @@ async def test_damaged_records_of_the_log_in_memory_stop_nothing(key: str) -> No
         await other_mail_flows(setup)
         topics = sorted(entry.delivery.route.site for entry in await corrupt_records(setup))
         assert topics == [f"unresolved:{topic}.corrupt.invalid" for topic in ("accepted", "attempted", "queue")]
+
+
+async def test_active_delivery_without_dispatch_and_report_is_attempted_again(tmp_path: Path) -> None:
+    """As after a recovery of the file. Without its content it is held."""
+    box = Box(tmp_path / "log.db")
+    mails = await dispatch_two(box)
+    async with box.run(delivery=False) as setup:
+        entries = {entry.delivery.message.queue_id: entry for entry in await setup.entries()}
+        spooled = Spooled("0123/4567", len(CONTENT), "0" * 32)
+        await setup.log.append(replace(entries[mails[0].message.queue_id], content=spooled))
+    for mail in mails:
+        box.change("DELETE FROM entry WHERE instr(frame, ?)", mail.message.queue_id.encode())
+    async with box.run() as setup:
+        await wait_until(lambda: setup.is_closed(mails[0]), what="the message in the spool")
+        (held,) = await setup.entries()
+        assert isinstance(held.state, Waiting)
+        assert (held.delivery.message, held.state.cause) == (mails[1].message, WaitCause.HELD)
+    assert [request.content for request in box.dispatched] == [spooled]

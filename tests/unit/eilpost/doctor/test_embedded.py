@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -109,6 +110,17 @@ async def test_a_lost_log_is_a_failure(tmp_path: Path, is_empty: bool) -> None:
     assert finding.advice == (lost_log.ADVICE,)
     DirectoryLock(path).release()
     assert "its queued mail is missing" in (await look(path))["log"].text
+
+
+async def test_advice_about_a_directory_without_write_permission_keeps_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log.db"
+    await fill(path)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    finding = (await look(path))["log"]
+    assert (finding.level, finding.text) == (Level.FAIL, f"{tmp_path} is not writable by this user")
+    assert finding.advice == (f"make it writable for this user: {path} has the queued mail",)
 
 
 async def test_a_file_in_place_of_a_directory_is_named(tmp_path: Path) -> None:
