@@ -113,6 +113,7 @@ class Assignment(Generic[C, W]):
         peer = self.peers.get(key)
         if peer is None:
             peer = self.peers[key] = Peer(key, window)
+        peer.window = window  # a peer without connections may have one that was dropped meanwhile
         peer.waiting.append(delivery)
         return peer
 

@@ -1,9 +1,10 @@
 """Windows of the sites: connections per site, deliveries in flight per site, and back-off. No I/O.
 
-A window counts connections. It starts small, grows by one with each prompt transaction (so it doubles per round, as in
-TCP slow start) and halves on overload and with each late one; twice its connections in flight keep a site busy.
-A site that has not grown its window is *unproven*, with one connection until it has greeted, unless it is *trusted*: a
-relay, which the senders do not choose.
+A window counts connections. It starts small, grows by one with each prompt transaction (slow start) until its first
+halving, then by one a round (AIMD). Overload and each late transaction halve it; twice its connections in flight keep a
+site busy.
+A site that has not grown its window is *unproven*, with one connection until it has greeted, unless it is *trusted*:
+a relay, which the senders do not choose.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ UNPROVEN_START = 2  # connections, and deliveries in flight
 TRUSTED_START = 4
 PROMPT_SECONDS = 60.0  # a transaction that ends within this time is prompt
 RETENTION_SECONDS = 600.0  # a window that was not used for this time starts again
-WINDOWS_MAX = 5000  # beyond it the least recently used one is dropped
+WINDOWS_MAX = 5000  # beyond it the least recently used one without connections is dropped
 
 
 class SiteWindow:
@@ -24,6 +25,8 @@ class SiteWindow:
         self._is_trusted = is_trusted
         self._has_greeted = is_trusted  # one connection at first to a site that may never greet
         self._size = self._initial  # may exceed the maximum by one, because growth proves a site
+        self._threshold: float = float("inf")  # size from which growth is additive
+        self._prompt_count = 0  # transactions since the last growth
         self._backoff_seconds = backoff_seconds
         self._backoff_until = 0.0
         self._backoff_reason = ""
@@ -60,13 +63,20 @@ class SiteWindow:
         self.last_success = now_seconds
         self._has_greeted = True
         if seconds > PROMPT_SECONDS:
-            self._size = max(self._size // 2, min(self._size, self._initial))
+            self._shrink(max(self._size // 2, min(self._size, self._initial)))
         elif self._size < max(self._maximum, self._initial + 1):
-            self._size += 1
+            self._prompt_count += 1
+            if self._size < self._threshold or self._prompt_count >= self._size:
+                self._size += 1
+                self._prompt_count = 0
 
     def on_overload(self, open_connections: int) -> None:
         """The site closed or refused a connection while `open_connections` others are open."""
-        self._size = max(1, min(self._size // 2, open_connections))
+        self._shrink(max(1, min(self._size // 2, open_connections)))
+
+    def _shrink(self, size: int) -> None:
+        self._size = self._threshold = size
+        self._prompt_count = 0
 
     def on_unreachable(self, reason: str, now_seconds: float) -> None:
         """No exchanger of the site can be used, and no connection is open."""
@@ -93,7 +103,9 @@ class SiteWindows:
         if window is None or (not window.connections and now_seconds - window.last_used > RETENTION_SECONDS):
             window = self._new(site)
             if len(self._windows) >= WINDOWS_MAX:
-                del self._windows[next(iter(self._windows))]
+                unused = next((name for name, other in self._windows.items() if not other.connections), None)
+                if unused is not None:
+                    del self._windows[unused]
         window.last_used = now_seconds
         self._windows[site] = window
         return window

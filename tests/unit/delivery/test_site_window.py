@@ -17,9 +17,13 @@ from delivery.site_window import (
 
 def new_window(maximum: int, *, is_trusted: bool = True, successes: int = 0) -> SiteWindow:
     window = SiteWindow(maximum, 30.0, is_trusted=is_trusted)
-    for _ in range(successes):
-        window.on_transaction(1.0, 0.0)
+    succeed(window, successes)
     return window
+
+
+def succeed(window: SiteWindow, transactions: int) -> None:
+    for _ in range(transactions):
+        window.on_transaction(1.0, 0.0)
 
 
 def test_window_grows_with_success() -> None:
@@ -71,6 +75,16 @@ def test_overload_halves_the_window_and_leaves_one_connection() -> None:
     assert window.connection_limit == 1
 
 
+def test_growth_after_a_halving_is_one_a_round() -> None:
+    window = new_window(20, successes=20)
+    window.on_overload(open_connections=19)
+    limits = []
+    for _ in range(3):
+        succeed(window, window.connection_limit)
+        limits.append(window.connection_limit)
+    assert limits == [11, 12, 13]
+
+
 def test_unreachable_site_is_not_tried_during_its_back_off() -> None:
     window = new_window(20, successes=20)
     assert window.backoff_reason(100.0) is None
@@ -93,6 +107,17 @@ def test_windows_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [windows.read(f"mx:{number}").is_unproven for number in range(10)] == [True] * 7 + [False] * 3
     assert windows.read("mx:used") is used
     assert set(windows._windows) == {"mx:used", "mx:7", "mx:8", "mx:9"}
+
+
+def test_window_with_connections_is_not_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool counts them in the window that it has."""
+    monkeypatch.setattr(site_window, "WINDOWS_MAX", 2)
+    windows = SiteWindows(20, 30.0)
+    connected = windows.use("mx:connected", 0.0)
+    connected.connections = 1
+    for number in range(5):
+        windows.use(f"mx:{number}", 0.0)
+    assert windows.use("mx:connected", 0.0) is connected
 
 
 def test_window_without_connections_starts_again_after_its_retention() -> None:
