@@ -75,7 +75,8 @@ class SiteWindow:
         self._shrink(max(1, min(self._size // 2, open_connections)))
 
     def _shrink(self, size: int) -> None:
-        self._size = self._threshold = size
+        self._size = size
+        self._threshold = max(size, self._initial + 1)
         self._prompt_count = 0
 
     def on_unreachable(self, reason: str, now_seconds: float) -> None:
