@@ -1,10 +1,9 @@
 """Windows of the sites: connections per site, deliveries in flight per site, and back-off. No I/O.
 
 A window counts connections. It starts small, grows by one with each prompt transaction (slow start) until its first
-halving, then by one a round (AIMD). Overload and each late transaction halve it; twice its connections in flight keep a
-site busy.
-A site that has not grown its window is *unproven*, with one connection until it has greeted, unless it is *trusted*:
-a relay, which the senders do not choose.
+halving, then by one a round (AIMD); overload and each late transaction halve it, and twice its connections in flight
+keep a site busy. A site that has not grown its window is *unproven*, with one connection until it has greeted, unless
+it is *trusted*: a relay, which the senders do not choose.
 """
 
 from __future__ import annotations
