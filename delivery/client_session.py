@@ -14,7 +14,8 @@ from collections import deque
 from enum import Enum, auto
 
 from delivery.capabilities import Capabilities
-from delivery.peer import Credentials, TlsPolicy, refuse_clear_text
+from delivery.handshake import Handshake, HandshakeFailure, HandshakeStep
+from delivery.peer import Credentials, TlsPolicy
 from delivery.reply_parser import MalformedReply, ReplyParser, ServerReply
 from delivery.timeouts import Timeouts
 from delivery.transaction import Transaction, TransactionResult
@@ -51,7 +52,10 @@ class _Verb(Enum):
     QUIT = "QUIT"
 
 
-_GREETINGS = (_Verb.GREETING, _Verb.EHLO, _Verb.HELO)
+_HANDSHAKE_COMMANDS = {
+    HandshakeStep.EHLO: (_Verb.EHLO, Phase.EHLO),
+    HandshakeStep.HELO: (_Verb.HELO, Phase.HELO),
+}
 
 
 class ClientSession:
@@ -72,21 +76,13 @@ class ClientSession:
     ) -> None:
         self.remote = remote
         self.phase = Phase.GREETING
-        self.capabilities = Capabilities()
         self.result: TransactionResult | None = None
-        self.refusal: Reply | None = None  # why the connection failed before READY; 4xx
-        self.refused_by: Reply | None = None  # the server's own reply, if `refusal` is because of one
-        self.is_own = False  # the server has one of `own_names`
-        self.is_refused_by_policy = False  # `refusal` is because of `tls` or `credentials`
+        self.failure: HandshakeFailure | None = None  # why the connection cannot be used for a transaction
         self.dot_sent = False
-        self.rejects_mail = False  # the greeting says that the server accepts no mail at all
         self.is_stalled = False  # it did not reply to a command of the envelope in time
         self.is_pipelined = False  # the last group had several commands
-        self._own_names = own_names
-        self._tls = tls
-        self._credentials = credentials
+        self._handshake = Handshake(hostname, remote, protocol, own_names, tls, credentials)
         self._may_pipeline = may_pipeline
-        self._hostname = hostname.encode("ascii", "replace")
         self._protocol = protocol
         self._parser = ReplyParser()
         self._out: list[bytes] = []
@@ -97,6 +93,11 @@ class ClientSession:
         self._needs_rset = False
 
     # Called by the driver
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Of the server, once READY."""
+        return self._handshake.capabilities
 
     def start_transaction(self, envelope: Envelope, content: bytes) -> None:
         """Start a transaction; only when READY. `result` is set at once if no recipient can be sent."""
@@ -199,11 +200,9 @@ class ClientSession:
         if reply.code == 421 and verb is not _Verb.QUIT:  # RFC 5321 section 3.8: the server closes, at any point
             self._on_service_closing(verb, reply)
             return
-        if verb in _GREETINGS and not reply.negative and self._is_own_name(reply):
-            self._fail_handshake("has the name of this server:", reply)
-            self.is_own = True
-            return
         match verb:
+            case _Verb.GREETING | _Verb.EHLO | _Verb.HELO:
+                self._on_handshake(reply)
             case _Verb.MAIL | _Verb.RCPT | _Verb.RSET:
                 self._on_envelope(verb, reply)
             case _Verb.DATA:
@@ -212,40 +211,19 @@ class ClientSession:
                 self._on_dot(reply)
             case _Verb.EMPTY_DOT:
                 self._finish_transaction(clean=False)  # no recipient was accepted, so the reply concerns none
-            case _Verb.GREETING:
-                if reply.code == 220:
-                    self._send(_Verb.EHLO, b"%s %s\r\n" % (self._ehlo_verb, self._hostname))
-                    self.phase = Phase.EHLO
-                else:
-                    # RFC 7504 section 3, RFC 5321 section 3.1.
-                    self.rejects_mail = reply.code in (521, 554)
-                    self._fail_handshake("sent the greeting", reply)
-            case _Verb.EHLO:
-                if reply.positive:
-                    self.capabilities = Capabilities.parse(reply.lines)
-                    self._complete_handshake()
-                elif reply.code >= 500 and self._protocol is RelayProtocol.SMTP:
-                    # RFC 5321 section 3.2: fall back to HELO.
-                    self._send(_Verb.HELO, b"HELO %s\r\n" % self._hostname)
-                    self.phase = Phase.HELO
-                else:
-                    self._fail_handshake(f"replied to {self._ehlo_verb.decode()}:", reply)
-            case _Verb.HELO:
-                if reply.positive:
-                    self._complete_handshake()
-                else:
-                    self._fail_handshake("replied to HELO:", reply)
             case _Verb.QUIT:
                 self.phase = Phase.CLOSED
 
-    def _is_own_name(self, reply: ServerReply) -> bool:
-        """RFC 5321 sections 4.2 and 4.1.1.1: the reply begins with the server's host name."""
-        name = reply.lines[0].strip().partition(b" ")[0]
-        return name.decode("ascii", "replace").rstrip(".").lower() in self._own_names
-
-    @property
-    def _ehlo_verb(self) -> bytes:
-        return b"EHLO" if self._protocol is RelayProtocol.SMTP else b"LHLO"  # RFC 2033 section 4.1
+    def _on_handshake(self, reply: ServerReply) -> None:
+        match self._handshake.receive(reply):
+            case HandshakeFailure() as failure:
+                self.failure = failure
+                self.phase = Phase.CLOSED
+            case None:
+                self.phase = Phase.READY
+            case command:
+                verb, self.phase = _HANDSHAKE_COMMANDS[self._handshake.step]
+                self._send(verb, command)
 
     def _on_envelope(self, verb: _Verb, reply: ServerReply) -> None:
         transaction = self._transaction
@@ -354,24 +332,6 @@ class ClientSession:
         self.dot_sent = False
         self.phase = Phase.READY
 
-    def _complete_handshake(self) -> None:
-        """READY, unless the connection needs more than this session can do. STARTTLS and AUTH would be sent here."""
-        refusal = refuse_clear_text(self._tls, self._credentials)
-        if refusal is None:
-            self.phase = Phase.READY
-            return
-        self.refusal, self.is_refused_by_policy = refusal.about(self.remote), True
-        self.phase = Phase.CLOSED
-
-    def _fail_handshake(self, how: str, reply: ServerReply) -> None:
-        """The handshake failed. A 5xx is treated as 4xx here: it is often temporary and about the client's address
-        (block lists), not about the message.
-        """
-        refusal = self.refused_by = reply.to_reply()
-        rest = refusal.status.partition(".")[2]
-        self.refusal = Reply(450, f"4.{rest}", f"{self.remote} {how} {refusal}")
-        self.phase = Phase.CLOSED
-
     def _on_service_closing(self, verb: _Verb, reply: ServerReply) -> None:
         """421: defer every recipient without an outcome."""
         if self._transaction is not None:
@@ -379,7 +339,7 @@ class ClientSession:
             self._transaction = None
             self.dot_sent = False
         else:
-            self._fail_handshake(f"replied to {verb.value}:", reply)
+            self.failure = self._handshake.failure(f"replied to {verb.value}:", reply)
         self.phase = Phase.CLOSED
 
     def time_out(self, reason: str) -> None:
@@ -408,7 +368,7 @@ class ClientSession:
             self.result = self._transaction.on_connection_lost(reply, dot_sent=self.dot_sent)
             self._transaction = None
         else:
-            self.refusal = reply
+            self.failure = HandshakeFailure(reply)
         self.phase = Phase.CLOSED
 
     # Sending

@@ -15,11 +15,11 @@ from typing import cast
 
 from delivery.client_session import ClientSession, Phase
 from delivery.exchangers import Exchanger
+from delivery.handshake import HandshakeFailure
 from delivery.peer import PeerKey
 from delivery.timeouts import Timeouts
 from delivery.transaction import TransactionResult
 from mail.envelope import Envelope
-from mail.reply import Reply
 from mail.route import Route
 from mail.telemetry.delivery import CONNECTIONS
 
@@ -66,12 +66,12 @@ class Connection(asyncio.Protocol):
     def host(self) -> str:
         return self.exchanger.host
 
-    async def handshake(self) -> Reply | None:
-        """Wait for the greeting and EHLO. None when the server is ready for a transaction, else the refusal."""
+    async def handshake(self) -> HandshakeFailure | None:
+        """Wait for the greeting and EHLO. None when the server is ready for a transaction."""
         if self.session.phase in (Phase.GREETING, Phase.EHLO, Phase.HELO):
             self._renew_deadline()
             await self._wait()
-        return self.session.refusal
+        return self.session.failure
 
     async def transact(self, envelope: Envelope, content: bytes) -> TransactionResult:
         """One transaction. Cancellation before the final dot aborts the connection; after it, the method still waits

@@ -78,22 +78,21 @@ class Connector:
         connection.opened_at = loop.time()
         self.handshakes.add(connection)
         try:
-            refusal = await connection.handshake()
+            failure = await connection.handshake()
         except asyncio.CancelledError:
             connection.abort("cancelled")
             raise
         finally:
             self.handshakes.discard(connection)
-        if refusal is not None:
+        if failure is not None:
             CONNECTION_ERRORS.labels("greeting").inc()
-            if session.is_own:
-                return NoTarget(target.host, remote, LOOPS_BACK, session.refused_by, is_own=True)
             return NoTarget(
                 target.host,
                 remote,
-                refusal,
-                session.refused_by,
-                is_by_policy=session.is_refused_by_policy,
-                rejects_mail=session.rejects_mail,
+                LOOPS_BACK if failure.is_own else failure.reply,
+                failure.server_reply,
+                is_own=failure.is_own,
+                is_by_policy=failure.is_by_policy,
+                rejects_mail=failure.rejects_mail,
             )
         return connection if connection.usable else NoTarget(target.host, remote, CONNECTION_LOST.about(remote))

@@ -125,8 +125,8 @@ def test_refused_handshake_defers(answers: bytes) -> None:
     session = ClientSession("us.test", "remote")
     session.receive(answers)
     assert session.closed
-    assert session.refusal is not None
-    assert session.refusal.is_temporary
+    assert session.failure is not None
+    assert session.failure.reply.is_temporary
 
 
 @pytest.mark.parametrize("garbage", [b"hello\r\n", b"99 x\r\n", b"250x\r\n", b"100 wait\r\n", b"\r\n", b"999 x\r\n"])
@@ -168,8 +168,8 @@ def test_reply_before_ehlo_was_sent_ends_the_handshake() -> None:
     session = ClientSession("us.test", "remote")
     session.receive(b"220 hi\r\n250 PIPELINING\r\n")
     assert session.closed
-    assert session.refusal is not None
-    assert "replied before the command was sent" in session.refusal.text
+    assert session.failure is not None
+    assert "replied before the command was sent" in session.failure.reply.text
 
 
 @pytest.mark.parametrize(
