@@ -46,7 +46,7 @@ _encoded = lru_cache(maxsize=512)(Reply.to_bytes)
 
 
 class Connection(SmtpProtocol):
-    """One SMTP connection."""
+    """One SMTP connection, which `ingress/admission.py` has admitted."""
 
     def __init__(
         self,
@@ -165,14 +165,9 @@ class Connection(SmtpProtocol):
 
     async def serve(self) -> None:
         services = self._services
-        was_under_stress = self._is_under_stress
-        admitted = services.admit(self._ip, exempt=self._exempt)
-        if self._is_under_stress and not was_under_stress:
-            for connection in self._connections:
-                connection.shorten_timeout()
         _open_connections(self._listener.name).inc()
         try:
-            await self._execute(self._session.greet(self._refuse_connection(admitted=admitted)))
+            await self._execute(self._session.greet(self._refuse_connection()))
             await self._run_commands()
         except asyncio.CancelledError:
             if self._command_in_progress:
@@ -183,8 +178,7 @@ class Connection(SmtpProtocol):
         finally:
             self._close_connection()
             self._release_memory()
-            if admitted:
-                services.release(self._ip, exempt=self._exempt)
+            services.release(self._ip, exempt=self._exempt)
             _open_connections(self._listener.name).dec()
             _ended_sessions(self._listener.name, (self._end or SessionEnd.INTERNAL_ERROR).value).inc()
             self._connections.discard(self)
@@ -194,11 +188,9 @@ class Connection(SmtpProtocol):
             if self._end not in (SessionEnd.QUIT, SessionEnd.REJECTED) and not silent:
                 logger.info("session ended", client=self._ip, helo=session.helo, end=self._end, errors=session.errors)
 
-    def _refuse_connection(self, *, admitted: bool) -> Reply | None:
+    def _refuse_connection(self) -> Reply | None:
         if self._draining:
             return replies.SHUTTING_DOWN
-        if not admitted:
-            return replies.TOO_MANY_CONNECTIONS
         return replies.SERVICE_NOT_AVAILABLE if isinstance(self._services.log.condition(), Down) else None
 
     async def _run_commands(self) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from ingress.accept import Acceptance
+from ingress.admission import Admission
 from ingress.connection import Connection
 from ingress.limits import ConnectionLimiter, MemoryBudget
 from ingress.listener import Listener
@@ -120,8 +121,11 @@ class Ingress:
         prepare_listener(listener.name)
         loop = asyncio.get_running_loop()
 
-        def connect() -> Connection:
+        def make_connection() -> Connection:
             return Connection(listener, self._services, self.connections, coalescer, loop)
+
+        def connect() -> Admission:
+            return Admission(listener, self._services, make_connection, self._begin_stress)
 
         try:
             implicit_tls = listener.tls if listener.implicit_tls else None
@@ -131,6 +135,10 @@ class Ingress:
         self._servers.append(server)
         self.bound_addresses[listener.name] = server.sockets[0].getsockname()[:2]
         logger.debug("listening", role=self.name, listener=listener.name, address=listener.address)
+
+    def _begin_stress(self) -> None:
+        for connection in self.connections:
+            connection.shorten_timeout()
 
     async def _drain(self) -> None:
         """Drain all sessions, wait for messages in progress, then abort the remaining sessions."""
