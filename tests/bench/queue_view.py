@@ -119,7 +119,7 @@ def _fill(database: Path) -> None:
         every = _entries()
         while entries := list(islice(every, _BATCH)):
             change = Change()
-            change.add(entries, store.counts)
+            change.add(entries, lambda entry: place(entry, store.counts))
             store.commit([change])
     finally:
         store.close()
