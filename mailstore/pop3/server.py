@@ -107,7 +107,7 @@ class Pop3Server:
 
     def _has_room(self, connection: Connection) -> bool:
         """At the limit of all connections, the oldest one that waits without login is closed for a new one, so that
-        strangers cannot block the users.
+        other machines cannot block the users.
         """
         if not connection.is_exempt and not self.services.unauthenticated.has_room(connection.ip):
             return False

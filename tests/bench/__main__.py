@@ -5,7 +5,7 @@
     python -m tests.bench kafka           eilpost on a real Kafka against Postfix (part of the full run)
     python -m tests.bench start           from the start of `make run` to its first 250 (part of the full run)
     python -m tests.bench queue           `eilpost queue` over 100,000 deliveries (part of the full run)
-    python -m tests.bench flood           a relay client's transaction, with 2,200 strangers and without
+    python -m tests.bench flood           a relay client's transaction, with 2,200 other clients and without
     python -m tests.bench profile         CPU time of a message by package and by function
     python -m tests.bench --before DIR    the checkout DIR too, with its own .venv; prints, writes nothing
 
