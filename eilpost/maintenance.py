@@ -18,7 +18,7 @@ import structlog
 from mail.log import LogUnavailable, LogUnusable
 from mail.log.queue_summary import QueueSummary
 from mail.spool import SpoolUnavailable
-from mail.tasks import is_set_within
+from mail.tasks import background, periodically
 from mail.telemetry.log import CONSUMER_LAG
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ logger = structlog.get_logger()
 MEASURE_EVERY = timedelta(seconds=5)
 PURGE_EVERY = timedelta(seconds=30)
 SWEEP_EVERY = timedelta(hours=1)
+_FAILED = "maintenance task failed"
 ORDER_TOLERANCE = timedelta(hours=1)  # records are only roughly in the order of their messages; clocks differ
 
 
@@ -50,12 +51,15 @@ class Maintenance:
     other_queues: Callable[[], Sequence[KafkaHistory]] = lambda: ()
 
     async def run(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_run_periodically(MEASURE_EVERY, "measure", self.measure_backlog, stop))
-            tasks.create_task(_run_periodically(PURGE_EVERY, "purge", self.log.purge, stop))
-            if self.sweeps:
-                tasks.create_task(_run_periodically(SWEEP_EVERY, "sweep", self.sweep, stop, at_once=False))
+        work = [
+            _every(MEASURE_EVERY, "measure", self.measure_backlog),
+            _every(PURGE_EVERY, "purge", self.log.purge),
+        ]
+        if self.sweeps:
+            work.append(_every(SWEEP_EVERY, "sweep", self.sweep, at_once=False))
+        async with background(*work):
             ready()
+            await stop.wait()
 
     async def measure_backlog(self) -> None:
         backlog = await self.log.backlog()
@@ -82,21 +86,19 @@ class Maintenance:
             logger.info("spool swept", files=removed, older_than_days=round((now - older_than) / timedelta(days=1), 2))
 
 
-async def _run_periodically(
-    period: timedelta, name: str, action: Callable[[], Awaitable[None]], stop: asyncio.Event, *, at_once: bool = True
-) -> None:
-    """Run `action` every `period` until `stop`. A failure is logged once until its text changes or it succeeds."""
-    due = at_once
+async def _every(period: timedelta, name: str, action: Callable[[], Awaitable[None]], *, at_once: bool = True) -> None:
+    """Run `action` every `period` until cancelled. A failure is logged once until its text changes or it succeeds."""
     failure = ""
-    while not stop.is_set():
+
+    async def act() -> None:
+        nonlocal failure
         try:
-            if due:
-                await action()
-                failure = ""
+            await action()
+            failure = ""
         except (LogUnavailable, LogUnusable, SpoolUnavailable, OSError) as error:
             if str(error) != failure:
                 retry_seconds = period.total_seconds()
-                logger.warning("maintenance task failed", task=name, retry_seconds=retry_seconds, error=str(error))
+                logger.warning(_FAILED, task=name, retry_seconds=retry_seconds, error=str(error))
             failure = str(error)
-        due = True
-        await is_set_within(stop, period.total_seconds())
+
+    await periodically(period.total_seconds(), act, _FAILED, at_once=at_once, task=name)

@@ -298,8 +298,8 @@ class Connection(SmtpProtocol):
         return line
 
     async def _start_tls(self) -> None:
-        """TLS handshake. What the client sent ahead in clear is discarded, and nothing that the session knows survives
-        (RFC 3207 section 4.2).
+        """TLS handshake. What the client sent ahead in clear is discarded, and a new session begins (RFC 3207 section
+        4.2).
         """
         assert self._listener.tls is not None
         await self._flush()

@@ -16,8 +16,7 @@ from mail.settings_roles import IngressSettings
 @dataclass(frozen=True, slots=True)
 class Listener:
     """`name` is its metric label; `setting` is the key of its address. With `tls`, connections begin with the handshake
-    (`implicit_tls`), or
-    a session may begin it (STARTTLS). `session` is the class of its sessions.
+    (`implicit_tls`), or a session may begin it (STARTTLS). `session` is the class of its sessions.
     """
 
     name: str

@@ -32,8 +32,7 @@ class SpoolMonitor:
 
     async def run(self) -> None:
         """Check every second until cancelled."""
-        await self.check()
-        await periodically(CHECK_INTERVAL_SECONDS, self.check, "spool not checked, retrying")
+        await periodically(CHECK_INTERVAL_SECONDS, self.check, "spool not checked, retrying", at_once=True)
 
     async def check(self) -> None:
         error: str | None = None

@@ -15,27 +15,38 @@ logger = structlog.get_logger()
 @asynccontextmanager
 async def background(*work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
     """Run `work` while the block runs, and cancel it at the end of the block. An error of `work` cancels the block.
-    Unlike in a TaskGroup, the first error is raised as it is.
+    Unlike in a TaskGroup, one error is raised as it is: that of the block, else the first of `work`.
     """
+    block_error: Exception | None = None
     try:
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(each) for each in work]
-            yield
+            try:
+                yield
+            except Exception as error:  # raised again
+                block_error = error
+                raise
             for task in tasks:
                 task.cancel()
     except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
+        raise (block_error or errors.exceptions[0]) from None
 
 
 async def periodically(
-    seconds: float, action: Callable[[], Awaitable[object]], failure_event: str, **fields: object
+    seconds: float,
+    action: Callable[[], Awaitable[object]],
+    failure_event: str,
+    *,
+    at_once: bool = False,
+    **fields: object,
 ) -> None:
-    """Call `action` every `seconds` until cancelled, the first time after `seconds`. An exception is logged with its
-    traceback, unless the call before raised the same, and the calls continue.
+    """Call `action` every `seconds` until cancelled, the first time after `seconds` unless `at_once`. An exception is
+    logged with its traceback, unless the call before raised the same, and the calls continue.
     """
     last = ""
-    while True:
+    if not at_once:
         await asyncio.sleep(seconds)
+    while True:
         try:
             await action()
             last = ""
@@ -43,6 +54,7 @@ async def periodically(
             if repr(error) != last:
                 logger.exception(failure_event, **fields)
             last = repr(error)
+        await asyncio.sleep(seconds)
 
 
 async def cancel_tasks(*tasks: asyncio.Future[Any] | None) -> None:

@@ -61,6 +61,25 @@ async def test_an_error_of_background_work_cancels_the_block_and_is_raised_as_it
             await asyncio.Event().wait()
 
 
+async def test_the_error_of_the_block_is_raised_before_those_of_cancelled_work() -> None:
+    started = asyncio.Event()
+
+    async def fail_at_cancellation() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise RuntimeError("of the work")
+
+    async def fail_in_block() -> None:
+        async with background(fail_at_cancellation()):
+            await started.wait()
+            raise ValueError("of the block")
+
+    with pytest.raises(ValueError, match="of the block"):
+        await fail_in_block()
+
+
 async def test_cancellation_of_the_block_stays_a_cancellation() -> None:
     async def wait_in_block() -> None:
         async with background(asyncio.sleep(60)):
