@@ -128,8 +128,8 @@ def event_json(event: Event, start: datetime | None) -> dict[str, Any]:
             return head | {"outcomes": [outcome_json(outcome) for outcome in outcomes]}
         case Bounced(recipients, dsn):
             return head | {"recipients": [str(recipient) for recipient in recipients], "dsn": dsn}
-        case Discarded(recipients):
-            return head | {"recipients": [str(recipient) for recipient in recipients]}
+        case Discarded(recipients, reason):
+            return head | {"recipients": [str(recipient) for recipient in recipients], "reason": reason.value}
         case _:
             assert_never(detail)
 

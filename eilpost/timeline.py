@@ -27,6 +27,7 @@ from mail.record import (
     Closed,
     DeliveryAttempted,
     Discarded,
+    DiscardReason,
     Event,
     FailedByRouter,
     MessageAccepted,
@@ -42,6 +43,10 @@ OUTCOMES: Mapping[type[Outcome], tuple[str, str]] = {
     Delivered: ("delivered", "green"),
     Deferred: ("deferred", _WAITING),
     Failed: ("failed", _FAILURE),
+}
+_DISCARD_REASONS = {
+    DiscardReason.NULL_REVERSE_PATH: "the sender is <>",
+    DiscardReason.MEMBER_LIMIT: "reports about recipients behind an alias without owner are limited",
 }
 
 
@@ -183,8 +188,8 @@ def lines_of_event(event: Event) -> tuple[Line, ...]:
             return tuple(_outcome_line(time, "", outcome, "by the router") for outcome in outcomes)
         case Bounced(recipients, dsn):
             return (Line(time, "", "bounced", f"DSN {dsn} for {format_addresses(recipients)}", _FAILURE),)
-        case Discarded(recipients):
-            text = f"{format_addresses(recipients)}: no DSN, because the sender is <>"
+        case Discarded(recipients, reason):
+            text = f"{format_addresses(recipients)}: no DSN, because {_DISCARD_REASONS[reason]}"
             return (Line(time, "", "discarded", text),)
         case Closed():
             return (Line(time, "", "closed", "no delivery is open"),)

@@ -88,6 +88,11 @@ def delivery_prefix(queue_id: QueueId) -> str:
     return f"{queue_id}-"
 
 
+def delivery_number(delivery: DeliveryId) -> int:
+    """The number inside a delivery id, from 1."""
+    return int(delivery.rpartition("-")[2])
+
+
 def queue_id_of(delivery: DeliveryId) -> QueueId:
     """The queue id inside a delivery id."""
     return QueueId(delivery[:26])

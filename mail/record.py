@@ -75,8 +75,7 @@ class QueueEntry(FrameStruct, frozen=True, tag="queue_entry"):
     record of the queue. Key: the delivery id; a later record replaces an earlier one.
 
     `content` is None while it is inside `Dispatched`; for a waiting delivery it is `Spooled`, or `Inline` when the
-    spool failed. `attempts` counts reported attempts; `last` is the last reply that was not 2xx. `failed_members`: one
-    entry of a message, or their sum, counts the failed recipients behind aliases that have left the queue.
+    spool failed. `attempts` counts reported attempts; `last` is the last reply that was not 2xx.
     """
 
     delivery: Delivery
@@ -85,7 +84,6 @@ class QueueEntry(FrameStruct, frozen=True, tag="queue_entry"):
     attempts: int = 0
     last: Reply | None = None
     last_remote: str | None = None
-    failed_members: int = 0
 
 
 def is_corrupt(entry: QueueEntry) -> bool:
@@ -173,16 +171,26 @@ class FailedByRouter(FrameStruct, frozen=True, tag="failed"):
 
 
 class Bounced(FrameStruct, frozen=True, tag="bounced"):
-    """History: a DSN about `recipients` was accepted as message `dsn`. The DSN itself is an `Accepted`."""
+    """History: a DSN that lists or counts `recipients` was accepted as message `dsn`. The DSN itself is an
+    `Accepted`.
+    """
 
     recipients: tuple[Address, ...]
     dsn: QueueId
 
 
+class DiscardReason(StrEnum):
+    """Why no DSN is sent. Values are in stored records and log lines."""
+
+    NULL_REVERSE_PATH = "null reverse-path"
+    MEMBER_LIMIT = "limit of reports about recipients behind an alias without owner"
+
+
 class Discarded(FrameStruct, frozen=True, tag="discarded"):
-    """History: `recipients` failed, and no DSN reports it, because the reverse-path is null."""
+    """History: `recipients` failed, and no DSN reports it."""
 
     recipients: tuple[Address, ...]
+    reason: DiscardReason = DiscardReason.NULL_REVERSE_PATH
 
 
 class Closed(FrameStruct, frozen=True, tag="closed"):

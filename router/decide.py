@@ -6,6 +6,7 @@ limits. Duplicate and outdated triggers yield nothing. Next: `delivery/worker.py
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +18,17 @@ from mail.address import Address
 from mail.directory import Destination, IsAlias, IsMailbox, IsRelayed, IsRemote, IsUnknown
 from mail.directory.expand import expand
 from mail.envelope import Notify, Recipient
-from mail.message import Content, DeliveryId, Inline, Message, QueueId, Spooled, delivery_id, derived_queue_id
+from mail.message import (
+    Content,
+    DeliveryId,
+    Inline,
+    Message,
+    QueueId,
+    Spooled,
+    delivery_id,
+    delivery_number,
+    derived_queue_id,
+)
 from mail.outcome import Deferred, Delivered, Failed, Outcome
 from mail.record import (
     Accepted,
@@ -28,6 +39,7 @@ from mail.record import (
     Delivery,
     DeliveryAttempted,
     Discarded,
+    DiscardReason,
     Dispatched,
     Event,
     FailedByRouter,
@@ -52,8 +64,9 @@ CONTENT_LOST = Reply(554, "5.3.0", "Message content lost")  # a bug of eilpost; 
 # Both keep a record below Kafka's limit (1 MiB by default), however long the replies are.
 RECIPIENTS_PER_DSN = 50
 RECIPIENTS_PER_EVENT = 200
-MEMBERS_LISTED = RECIPIENTS_PER_DSN  # recipients behind aliases, in all DSNs about a message
-DELIVERIES_SEARCHED = 10_000  # of a message, for an open one
+# Recipients behind aliases that the DSNs about the first delivery list; those about the n-th list the n-th part of it.
+MEMBERS_LISTED = RECIPIENTS_PER_DSN
+MEMBERS_QUOTED_BYTES = 2 << 10  # of the header, in a DSN that lists only recipients behind aliases
 OUTCOME_MISSING = Reply(451, "4.3.0", "Delivery attempt reported no result")
 
 
@@ -108,7 +121,9 @@ def _on_accepted(queue: MailQueue, trigger: Accepted, context: RoutingContext, n
         else:
             groups.setdefault((hop, final.owner), []).append(final.recipient)
     number = 0
-    for (route, owner), recipients in groups.items():
+    # Recipients behind aliases first: a DSN about an early delivery may list more of them.
+    for (route, owner), group in sorted(groups.items(), key=lambda item: not any(map(_is_member, item[1]))):
+        recipients = sorted(group, key=lambda recipient: not _is_member(recipient))
         # A mailbox stores one copy per delivery, however many of its owner's addresses the message names.
         group_size = len(recipients) if isinstance(route, ToMailbox) else policy.recipients_per_delivery
         for start in range(0, len(recipients), group_size):
@@ -118,16 +133,13 @@ def _on_accepted(queue: MailQueue, trigger: Accepted, context: RoutingContext, n
                 delivery_id(queue_id, number), with_recipients(_from_owner(message, owner), part), route
             )
             yield from _enqueue(queue, delivery, trigger.content, context, now)
-    failed_members = 0
     for owner, failed in failures.items():
         headers = _original_headers(trigger.content, queue_id, context)
         yield from _failure_events(queue_id, failed, now)
         seed = f"{queue_id}/accepted" if owner is None else f"{queue_id}/accepted/{owner}"
-        own_message = _from_owner(message, owner)
-        failed_members += _member_count(own_message, failed)
-        yield from _bounce(queue, own_message, failed, headers, seed, context, now)
-    if failures or number == 0:
-        yield from _on_settled(queue, queue_id, failed_members, now)
+        yield from _bounce(_from_owner(message, owner), failed, headers, seed, context, now)
+    if not queue.open_deliveries(queue_id):
+        yield Event(queue_id, now, Closed())
 
 
 def _enqueue(
@@ -175,7 +187,6 @@ def _on_attempted(queue: MailQueue, trigger: Attempted, context: RoutingContext,
         return  # duplicate report, or the delivery is settled already
     delivery, policy = entry.delivery, context.policy
     message = delivery.message
-    earlier = queue.failed_members(message.queue_id)
     content = trigger.content or entry.content
     failures: list[FailedRecipient] = []
     still_deferred: list[tuple[Recipient, Deferred]] = []
@@ -209,7 +220,6 @@ def _on_attempted(queue: MailQueue, trigger: Attempted, context: RoutingContext,
             trigger.number,
             last.reply,
             last.remote,
-            entry.failed_members + _member_count(message, failures),
         )
     else:
         yield QueueTombstone(delivery.id)
@@ -223,12 +233,10 @@ def _on_attempted(queue: MailQueue, trigger: Attempted, context: RoutingContext,
     if failed_by_router:
         yield from _failure_events(message.queue_id, failed_by_router, now)
     failures += failed_by_router
-    yield from _bounce(
-        queue, message, failures, trigger.headers, f"{delivery.id}/{trigger.number}", context, now, earlier
-    )
-    if due is None:
-        failed_members = entry.failed_members + _member_count(message, failures)
-        yield from _on_settled(queue, message.queue_id, failed_members, now)
+    number = delivery_number(delivery.id)
+    yield from _bounce(message, failures, trigger.headers, f"{delivery.id}/{trigger.number}", context, now, number)
+    if not queue.open_deliveries(message.queue_id):
+        yield Event(message.queue_id, now, Closed())
 
 
 def _on_due(queue: MailQueue, trigger: Due, context: RoutingContext, now: datetime) -> Iterator[Record]:
@@ -246,12 +254,12 @@ def _on_due(queue: MailQueue, trigger: Due, context: RoutingContext, now: dateti
     if isinstance(hop, Reply):
         failures = [FailedRecipient(recipient, hop) for recipient in message.envelope.recipients]
         headers = _original_headers(content, queue_id, context)
-        earlier = queue.failed_members(queue_id)
         yield QueueTombstone(entry.delivery.id)
         yield from _failure_events(queue_id, failures, now)
         seed = f"{entry.delivery.id}/{entry.attempts}/due"
-        yield from _bounce(queue, message, failures, headers, seed, context, now, earlier)
-        yield from _on_settled(queue, queue_id, entry.failed_members + _member_count(message, failures), now)
+        yield from _bounce(message, failures, headers, seed, context, now, delivery_number(entry.delivery.id))
+        if not queue.open_deliveries(queue_id):
+            yield Event(queue_id, now, Closed())
         return
     assert content is not None
     delivery = entry.delivery if hop == entry.delivery.route else replace(entry.delivery, route=hop)
@@ -349,42 +357,49 @@ def _from_owner(message: Message, owner: Address | None) -> Message:
 
 
 def _bounce(
-    queue: MailQueue,
     message: Message,
     failures: Sequence[FailedRecipient],
     headers: bytes,
     seed: str,
     context: RoutingContext,
     now: datetime,
-    earlier: int = 0,
+    number: int = 1,
 ) -> Iterator[Record]:
-    """The DSNs about `failures`; none for a null reverse-path or if NOTIFY forbids it.
+    """The DSNs about `failures` of the `number`-th delivery; none for a null reverse-path or if NOTIFY forbids it.
 
-    The sender may be forged, and an alias without owner may have thousands of members: the first `MEMBERS_LISTED` of a
-    message are listed, `earlier` ones included, and the last DSN has the number of all. The header is quoted once.
+    The sender may be forged, and an alias without owner may have thousands of members: of those the last DSN lists
+    `MEMBERS_LISTED // number` and counts the rest. So a message leads to DSNs about members from its first deliveries
+    only, without a count that deliveries pass on: another one may be settled by a success or by the owner of a list.
     """
     if message.envelope.reverse_path is None:
         # RFC 5321 section 4.5.5: no DSN about a DSN; the recipients are discarded.
-        for part in _batched(failures, RECIPIENTS_PER_EVENT):
-            yield Event(message.queue_id, now, Discarded(tuple(failure.recipient.address for failure in part)))
+        yield from _discard(message.queue_id, failures, DiscardReason.NULL_REVERSE_PATH, now)
         return
     reported = [failure for failure in failures if _is_reported(failure)]
-    members = [failure for failure in reported if _is_member(failure)]
-    unlisted = {id(failure) for failure in members[max(0, MEMBERS_LISTED - earlier) :]}
-    listed = [failure for failure in reported if id(failure) not in unlisted]
-    parts = [list(part) for part in _batched(listed, RECIPIENTS_PER_DSN)]
-    total = earlier + len(members)
-    if total > MEMBERS_LISTED and not queue.open_deliveries(message.queue_id):
-        alias = next((failure.recipient for failure in reversed(members)), message.envelope.recipients[0]).original
-        text = f"{total} recipients behind this address failed, of which {MEMBERS_LISTED} are reported"
-        summary = FailedRecipient(Recipient(alias), Reply(550, "5.2.4", text))  # RFC 3463 X.2.4
-        parts = [*parts[:-1], [*parts[-1], summary]] if parts else [[summary]]
-    is_first = not earlier or len(listed) > len(members) - len(unlisted)
-    for number, part in enumerate(parts):
-        dsn_id = derived_queue_id(now, f"{seed}/{number * RECIPIENTS_PER_DSN}")
-        quoted = headers if number == 0 and is_first else b""
-        yield failure_dsn(message, part, quoted, context.policy.hostname, dsn_id, now)
-        yield Event(message.queue_id, now, Bounced(tuple(failure.recipient.address for failure in part), dsn_id))
+    members = [failure for failure in reported if _is_member(failure.recipient)]
+    written = [failure for failure in reported if not _is_member(failure.recipient)]  # by the sender, in RCPT
+    listed_max = MEMBERS_LISTED // number
+    listed, unlisted = [*written, *members[:listed_max]], members[listed_max:]
+    if not listed:
+        yield from _discard(message.queue_id, unlisted, DiscardReason.MEMBER_LIMIT, now)
+        return
+    if not written:
+        headers = headers[:MEMBERS_QUOTED_BYTES]
+    for start in range(0, len(listed), RECIPIENTS_PER_DSN):
+        part, dsn_id = listed[start : start + RECIPIENTS_PER_DSN], derived_queue_id(now, f"{seed}/{start}")
+        counted = unlisted if start + RECIPIENTS_PER_DSN >= len(listed) else []
+        counts = Counter(failure.recipient.original for failure in counted)
+        quoted = headers if start == 0 else b""
+        yield failure_dsn(message, part, quoted, context.policy.hostname, dsn_id, now, counts)
+        for batch in _batched([*part, *counted], RECIPIENTS_PER_EVENT):
+            yield Event(message.queue_id, now, Bounced(tuple(failure.recipient.address for failure in batch), dsn_id))
+
+
+def _discard(
+    queue_id: QueueId, failures: Sequence[FailedRecipient], reason: DiscardReason, now: datetime
+) -> Iterator[Event]:
+    for part in _batched(failures, RECIPIENTS_PER_EVENT):
+        yield Event(queue_id, now, Discarded(tuple(failure.recipient.address for failure in part), reason))
 
 
 def _is_reported(failure: FailedRecipient) -> bool:
@@ -393,28 +408,9 @@ def _is_reported(failure: FailedRecipient) -> bool:
     return notify is None or Notify.FAILURE in notify
 
 
-def _is_member(failure: FailedRecipient) -> bool:
+def _is_member(recipient: Recipient) -> bool:
     """Whether the recipient is behind an alias without owner, so that the sender did not write its address."""
-    return failure.recipient.replaced is not None
-
-
-def _member_count(message: Message, failures: Sequence[FailedRecipient]) -> int:
-    if message.envelope.reverse_path is None:
-        return 0
-    return sum(_is_member(failure) and _is_reported(failure) for failure in failures)
-
-
-def _on_settled(queue: MailQueue, queue_id: QueueId, failed_members: int, now: datetime) -> Iterator[Record]:
-    """After a delivery has left the queue: the last event of a message, once none of its deliveries is open; else
-    another open delivery keeps the number of failed members.
-    """
-    if not queue.open_deliveries(queue_id):
-        yield Event(queue_id, now, Closed())
-    elif failed_members:
-        ids = (delivery_id(queue_id, number) for number in range(1, DELIVERIES_SEARCHED))
-        other = next((entry for each in ids if (entry := queue.entry(each)) is not None), None)
-        if other is not None:
-            yield replace(other, failed_members=other.failed_members + failed_members)
+    return recipient.replaced is not None
 
 
 def _expired_reply(context: RoutingContext, last: str) -> Reply:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import format_datetime
+from types import MappingProxyType
 
 from mail.address import Address
 from mail.envelope import Body, Envelope, Recipient
@@ -22,6 +23,7 @@ from mail.message import Inline, Message, QueueId
 from mail.record import Accepted
 from mail.reply import Reply
 
+NOTHING_UNLISTED: Mapping[Address, int] = MappingProxyType({})
 QUOTED_BYTES_MAX = 32 << 10  # of the original message's header
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -45,10 +47,13 @@ def failure_dsn(
     hostname: str,
     queue_id: QueueId,
     now: datetime,
+    unlisted: Mapping[Address, int] = NOTHING_UNLISTED,
 ) -> Accepted:
     """The DSN as a new message from the null reverse-path to the original's sender.
 
-    `headers`: the first bytes of the original's content; may be truncated or empty.
+    `headers`: the first bytes of the original's content; may be truncated or empty. `unlisted`: the number of further
+    failed recipients by the alias to which the sender wrote. They have no fields of their own in the machine-readable
+    part: the alias itself may be a mailbox to which the message was delivered.
     """
     sender = original.envelope.reverse_path
     assert sender is not None, "RFC 5321 section 4.5.5: no DSN about a DSN"
@@ -59,7 +64,7 @@ def failure_dsn(
         or not all(failure.recipient.address.local.isascii() for failure in failures)
         or (original.envelope.smtputf8 and not quoted.isascii())
     )
-    content = _render(original, sender, failures, quoted, hostname, queue_id, now, utf8)
+    content = _render(original, sender, failures, quoted, hostname, queue_id, now, utf8, unlisted)
     envelope = Envelope(
         reverse_path=None,  # RFC 3464 section 2
         recipients=(Recipient(sender),),
@@ -79,6 +84,7 @@ def _render(
     queue_id: QueueId,
     now: datetime,
     utf8: bool,
+    unlisted: Mapping[Address, int],
 ) -> bytes:
     boundary = f"=_{queue_id}_{original.queue_id[-8:]}"
     head = [
@@ -101,7 +107,7 @@ def _render(
         else ("message/delivery-status", "text/rfc822-headers")  # RFC 3464 section 2, RFC 6522 section 4
     )
     parts = [
-        ("text/plain; charset=utf-8", _human_readable_part(original, failures, hostname)),
+        ("text/plain; charset=utf-8", _human_readable_part(original, failures, hostname, unlisted)),
         (status_type, _delivery_status_part(original, failures, hostname, now, utf8)),
     ]
     if quoted:
@@ -120,7 +126,9 @@ def _render(
     return b"".join(out)
 
 
-def _human_readable_part(original: Message, failures: Sequence[FailedRecipient], hostname: str) -> bytes:
+def _human_readable_part(
+    original: Message, failures: Sequence[FailedRecipient], hostname: str, unlisted: Mapping[Address, int]
+) -> bytes:
     lines = [
         f"This is an automatic message from the mail server {hostname}.",
         "",
@@ -134,8 +142,11 @@ def _human_readable_part(original: Message, failures: Sequence[FailedRecipient],
         prefix = f"The server {_host(failure.remote)} replied: " if failure.remote else "Reason: "
         lines += _wrap(f"{prefix}{_without_control(str(failure.reply))}")
         lines.append("")
+    for alias, count in unlisted.items():
+        lines += [f"<{alias}>", *_wrap(f"{count} more recipients behind this address failed."), ""]
     lines += [
-        "Recipients that are not listed are not affected. If an address contains a",
+        f"{'Other recipients' if unlisted else 'Recipients that are not listed'} are not affected."
+        " If an address contains a",
         "typing error, please correct it and send the message again. If you need",
         "help, forward this report to your mail administrator.",
         "",

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Container, Hashable, Iterable, Iterator
 from datetime import datetime
 from heapq import heapify, heappop, heappush
@@ -58,7 +58,6 @@ class MailQueue:
     def __init__(self) -> None:
         self._entries: dict[DeliveryId, QueueEntry] = {}
         self._open_deliveries: dict[QueueId, int] = {}
-        self._failed_members: Counter[QueueId] = Counter()
         self._sites: dict[str, _SiteState] = {}
         self.active = 0  # deliveries
         self.inline_bytes = 0  # content in entries; 0 unless the spool fails
@@ -85,10 +84,6 @@ class MailQueue:
     def open_deliveries(self, queue_id: QueueId) -> int:
         """Number of open deliveries of the message."""
         return self._open_deliveries.get(queue_id, 0)
-
-    def failed_members(self, queue_id: QueueId) -> int:
-        """Failed recipients behind aliases of the message, as its open deliveries have them."""
-        return self._failed_members[queue_id]
 
     def recipients(self) -> dict[str, int]:
         """Open recipients by state (`STATES`)."""
@@ -136,8 +131,6 @@ class MailQueue:
             site = self._sites[name] = _SiteState(name)
         site.entries += 1
         self.inline_bytes += _inline_bytes(entry)
-        if entry.failed_members:
-            self._failed_members[message.queue_id] += entry.failed_members
         state = entry.state
         self._recipients[state_name(state)] += len(message.envelope.recipients)
         self.quarantined_deliveries += _is_quarantined(entry)
@@ -165,10 +158,6 @@ class MailQueue:
         site = self._sites[entry.delivery.route.site]
         site.entries -= 1
         self.inline_bytes -= _inline_bytes(entry)
-        if entry.failed_members:
-            self._failed_members[message.queue_id] -= entry.failed_members
-            if not self._failed_members[message.queue_id]:
-                self._failed_members.pop(message.queue_id)
         self._recipients[state_name(entry.state)] -= len(message.envelope.recipients)
         self.quarantined_deliveries -= _is_quarantined(entry)
         self.age_index.remove(entry)

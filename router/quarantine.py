@@ -101,7 +101,6 @@ def _defer_attempt(
             content,
             trigger.number,
             NOT_PROCESSED,
-            failed_members=entry.failed_members,
         )
     else:
         yield QueueTombstone(delivery.id)

@@ -395,5 +395,5 @@ async def _log_events(outputs: Sequence[Record]) -> None:
                 to=[str(address) for address in detail.recipients[:LOGGED_ADDRESSES_MAX]],
                 recipients=len(detail.recipients),
                 **({} if failure is None else {"reply": str(failure)}),
-                **({"dsn": detail.dsn} if isinstance(detail, Bounced) else {"reason": "null reverse-path"}),
+                **({"dsn": detail.dsn} if isinstance(detail, Bounced) else {"reason": detail.reason.value}),
             )

@@ -169,7 +169,7 @@ class RouterShard(Protocol):
         self, active: Collection[DeliveryId], damaged: Sequence[Entry[Damaged]]
     ) -> Collection[DeliveryId]:
         """Those of the `active` deliveries whose dispatch or report is among the `damaged` inputs; without inputs,
-        those of which the log has neither, if it knows. Slow.
+        those of which the log has neither; none on Kafka, where this is unknown. Slow.
         """
         ...
 

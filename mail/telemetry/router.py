@@ -65,8 +65,8 @@ DSNS = _router.counter(
 LEDGER = _router.counter(
     "ledger_recipients",
     "Total number of recipients by accounting entry: accepted, expanded (added by aliases), merged (two addresses of "
-    "one mailbox), delivered, failed, discarded (failed, and no DSN is sent because the "
-    "reverse-path is null).",
+    "one mailbox), delivered, failed, discarded (failed, and no DSN is sent: the reverse-path is null, or the limit of "
+    "reports about recipients behind an alias without owner is reached).",
     {"entry": ENTRIES},
 )
 LEDGER_DRIFT = _router.gauge(

@@ -29,6 +29,7 @@ from mail.record import (
     Closed,
     DeliveryAttempted,
     Discarded,
+    DiscardReason,
     Event,
     EventDetail,
     FailedByRouter,
@@ -181,6 +182,7 @@ def test_unknown_message_has_no_timeline() -> None:
         (Routed(FIRST, ToMx("example.org", ((1, "a.test"), (2, "b.test"))), (ALICE,), None), "(a.test, b.test)"),
         (FailedByRouter((Failed(ALICE, NEVER),)), "(by the router): "),
         (Discarded((ALICE,)), "because the sender is <>"),
+        (Discarded((ALICE,), DiscardReason.MEMBER_LIMIT), "behind an alias without owner are limited"),
         (DeliveryAttempted(FIRST, 1, (Delivered(ALICE, OK),), NOON, SECOND, None), "250 2.0.0 Ok: queued as 4F1C"),
     ],
 )

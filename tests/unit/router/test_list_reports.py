@@ -6,10 +6,11 @@ import re
 
 import pytest
 
+from mail.address import Address
 from mail.envelope import Recipient
 from mail.message import Inline
-from mail.record import Accepted, Bounced, Closed, QueueEntry
-from mail.route import ToRelay
+from mail.record import Accepted, Bounced, Closed, Discarded, DiscardReason, QueueEntry
+from mail.route import ToMailbox, ToRelay
 from router.decide import MEMBERS_LISTED
 from tests.support.builders.routing import (
     CONTENT,
@@ -52,29 +53,95 @@ def listed(report: bytes) -> list[str]:
     return re.findall(r"Final-Recipient: rfc822; (\S+)", report.decode())
 
 
+def one_line(report: bytes) -> bytes:
+    return re.sub(rb"\s+", b" ", report)
+
+
 @pytest.mark.parametrize("reopen", [False, True])
 def test_reports_about_a_list_without_owner_are_bounded(reopen: bool) -> None:
     shard = simulator([f"u{n}@far.test" for n in range(2000)])
-    mail = accepted(LIST, sender="forged@victim.test")
-    shard.decide(mail)
+    shard.decide(accepted(LIST, sender="forged@victim.test"))
     assert len(shard.dispatched) == 20
-    first, last = fail_all(shard, reopen=reopen)
-    assert len(listed(first)) == MEMBERS_LISTED
-    assert first.count(b"Subject: hello") == 1
-    assert listed(last) == [LIST]
-    assert b"Subject: hello" not in last
-    assert b"2000 recipients behind this address failed, of which 50 are reported" in re.sub(rb"\s+", b" ", last)
-    assert len(first) + len(last) < 60_000
-    assert (shard.open_by_ledger(), len(shard.queue), shard.queue.failed_members(mail.message.queue_id)) == (0, 0, 0)
+    all_reports = fail_all(shard, reopen=reopen)
+    assert [len(listed(report)) for report in all_reports] == [MEMBERS_LISTED // n for n in range(1, 21)]
+    assert b"<list@example.test> 50 more recipients behind this address failed." in one_line(all_reports[0])
+    assert b"<list@example.test> 98 more recipients behind this address failed." in one_line(all_reports[19])
+    assert all(LIST not in listed(report) for report in all_reports)
+    assert all(b"Subject: hello" in report for report in all_reports)
+    assert sum(map(len, all_reports)) < 200_000
+    assert (shard.open_by_ledger(), len(shard.queue)) == (0, 0)
     assert events(shard.records).count(Closed()) == 1
+    assert len(bounced(shard)) == len(set(bounced(shard))) == 2000
+
+
+def bounced(shard: RouterSimulator) -> list[Address]:
+    return [each for event in events(shard.records) if isinstance(event, Bounced) for each in event.recipients]
+
+
+def test_deliveries_beyond_the_limit_lead_to_no_report_but_to_an_event() -> None:
+    """Also when a recipient that the sender wrote has a delivery before them in the envelope."""
+    shard = simulator([f"u{n}@far{n}.test" for n in range(8000)])
+    shard.policy = policy(recipients_per_delivery=1, relay=ToRelay("127.0.0.1", 25))
+    shard.decide(accepted("direct@far.test", LIST, sender="forged@victim.test"))
+    while shard.dispatched:
+        fail_all(shard)
+        shard.route_due()
+    assert len(reports(shard)) == MEMBERS_LISTED + 1
+    discarded = [event for event in events(shard.records) if isinstance(event, Discarded)]
+    assert {event.reason for event in discarded} == {DiscardReason.MEMBER_LIMIT}
+    assert sum(len(event.recipients) for event in discarded) == 8000 - MEMBERS_LISTED
+    assert [str(each) for each in bounced(shard) if each.local == "direct"] == ["direct@far.test"]
+    assert (shard.open_by_ledger(), len(shard.queue)) == (0, 0)
+
+
+def test_a_settlement_writes_no_record_of_another_delivery() -> None:
+    shard = simulator([f"u{n}@far{n}.test" for n in range(300)])
+    shard.policy = policy(recipients_per_delivery=1, relay=ToRelay("127.0.0.1", 25))
+    shard.decide(accepted(LIST, sender="someone@far.test"))
+    for delivery_id, request in list(shard.dispatched.items()):
+        out = shard.attempt(delivery_id, *map(failed, request.delivery.message.envelope.recipients))
+        assert of_kind(QueueEntry, out) == []
+
+
+@pytest.mark.parametrize("last_has_owner", [False, True])
+def test_no_delivered_recipient_is_reported_as_failed(last_has_owner: bool) -> None:
+    members = [f"u{n}@far.test" for n in range(100)]
+    own_list, owner = "own@example.test", "owner-own@example.test"
+    aliases = {LIST: members, own_list: ["k@ok.test"], owner: ["alice@example.test"]}
+    relay = ToRelay("127.0.0.1", 25)
+    shard = RouterSimulator(policy(relay=relay, recipients_per_delivery=100), snapshot(["alice@example.test"], aliases))
+    shard.decide(accepted(LIST, own_list if last_has_owner else "bob@ok.test", sender="someone@far.test"))
+    first, second = list(shard.dispatched)
+    shard.attempt(first, *map(failed, shard.dispatched[first].delivery.message.envelope.recipients), headers=HEADERS)
+    recipients = shard.dispatched[second].delivery.message.envelope.recipients
+    assert shard.attempt(second, *map(delivered, recipients), headers=HEADERS)
+    (dsn,) = shard.dsns
+    assert dsn.message.envelope.recipients == (Recipient(address("someone@far.test")),)
+    (report,) = reports(shard)
+    assert set(listed(report)) < set(members)
+    assert b"<list@example.test> 50 more recipients behind this address failed." in one_line(report)
+
+
+def test_an_alias_with_a_mailbox_of_its_own_is_not_reported_as_failed() -> None:
+    shard = simulator(["alice@example.test"])
+    shard.snapshot = snapshot(
+        ["alice@example.test"], {"alice@example.test": ["alice@example.test", *(f"u{n}@far.test" for n in range(100))]}
+    )
+    shard.decide(accepted("alice@example.test", sender="someone@far.test"))
+    for delivery_id, request in list(shard.dispatched.items()):
+        outcome = delivered if isinstance(request.delivery.route, ToMailbox) else failed
+        shard.attempt(delivery_id, *map(outcome, request.delivery.message.envelope.recipients))
+    assert shard.dsns
+    assert all("alice@example.test" not in listed(report) for report in reports(shard))
 
 
 def test_members_refused_at_once_are_one_report() -> None:
     shard = simulator([f"gone{n}@example.test" for n in range(2000)])
     shard.decide(accepted(LIST, sender="forged@victim.test"))
     (report,) = reports(shard)
-    assert len(listed(report)) == MEMBERS_LISTED + 1
-    assert b"2000 recipients behind this address failed" in re.sub(rb"\s+", b" ", report)
+    assert len(listed(report)) == MEMBERS_LISTED
+    assert b"<list@example.test> 1950 more recipients behind this address failed." in one_line(report)
+    assert len(bounced(shard)) == 2000
 
 
 def test_members_of_a_small_list_are_all_reported() -> None:
@@ -83,7 +150,7 @@ def test_members_of_a_small_list_are_all_reported() -> None:
     shard.decide(accepted(LIST, sender="someone@far.test"))
     all_listed = [listed(report) for report in fail_all(shard)]
     assert all_listed == [["gone@example.test"], ["a@one.test"], ["b@two.test"]]
-    assert [report.count(b"Subject: hello") for report in reports(shard)] == [1, 0, 0]
+    assert [report.count(b"Subject: hello") for report in reports(shard)] == [1, 1, 1]
 
 
 def test_recipients_that_the_sender_wrote_are_all_reported() -> None:
@@ -94,18 +161,6 @@ def test_recipients_that_the_sender_wrote_are_all_reported() -> None:
         f"u{n}@far.test" for n in range(1000)
     )
     assert sum(report.count(b"Subject: hello") for report in all_reports) == 10  # once for each delivery
-
-
-def test_the_last_success_of_a_list_ends_with_the_number_of_failures() -> None:
-    shard = simulator([f"u{n}@far.test" for n in range(200)])
-    shard.decide(accepted(LIST, sender="someone@far.test"))
-    first, second = list(shard.dispatched)
-    recipients = shard.dispatched[first].delivery.message.envelope.recipients
-    shard.attempt(first, *map(failed, recipients), headers=HEADERS)
-    assert len(reports(shard)) == 1
-    shard.attempt(second, *map(delivered, shard.dispatched[second].delivery.message.envelope.recipients))
-    assert listed(reports(shard)[-1]) == [LIST]
-    assert b"100 recipients behind this address failed" in re.sub(rb"\s+", b" ", reports(shard)[-1])
 
 
 def test_the_owner_of_a_list_gets_its_reports() -> None:
@@ -124,8 +179,7 @@ def test_the_owner_of_a_list_gets_its_reports() -> None:
     of_owner = [dsn for dsn in shard.dsns if dsn.message.envelope.recipients == (Recipient(address(OWNER)),)]
     of_sender = [dsn for dsn in shard.dsns if dsn not in of_owner]
     assert len(of_sender) == 1
-    reported = [each for event in events(shard.records) if isinstance(event, Bounced) for each in event.recipients]
-    assert len(reported) == len(set(reported)) == 152
+    assert len(bounced(shard)) == len(set(bounced(shard))) == 152
     assert shard.open_by_ledger() == 0
 
 
@@ -151,14 +205,3 @@ def test_an_owner_is_an_alias_or_user_of_that_name() -> None:
     ):
         found = directory.owner_of(address(f"{name}@example.test"))
         assert found == (None if owner is None else address(f"{owner}@example.test")), name
-
-
-def test_a_quarantined_report_keeps_the_number_of_failed_members() -> None:
-    shard = simulator([f"u{n}@far.test" for n in range(200)])
-    mail = accepted(LIST, sender="someone@far.test")
-    shard.decide(mail)
-    first, second = list(shard.dispatched)
-    shard.attempt(first, *map(failed, shard.dispatched[first].delivery.message.envelope.recipients))
-    recipients = shard.dispatched[second].delivery.message.envelope.recipients
-    shard.quarantine(shard.attempted(second, *map(failed, recipients)))
-    assert shard.queue.failed_members(mail.message.queue_id) == 100

@@ -83,7 +83,7 @@ def test_frames_of_version_2_stay_readable(name: str) -> None:
 
 @pytest.mark.parametrize("path", sorted(FRAMES.glob("version-2-shorter/*.frame")), ids=lambda path: path.stem)
 def test_frames_of_version_2_without_later_fields_stay_readable(path: Path) -> None:
-    """Written before `asked` and `failed_members` were added."""
+    """Written before `asked` and `reason` were added."""
     assert decode(path.read_bytes(), type(GOLDEN[path.stem])) == GOLDEN[path.stem]
 
 
