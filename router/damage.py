@@ -20,7 +20,7 @@ from mail.telemetry.log import DAMAGED_RECORDS
 from router.mail_queue import MailQueue
 from router.quarantine import NEVER_DUE, corrupt_entry, defer_lost
 from router.restore import Remains, restored_entry
-from router.routing_context import RoutingPolicy
+from router.routing_context import RoutingContext, RoutingPolicy
 
 logger = structlog.get_logger()
 
@@ -47,14 +47,14 @@ async def quarantine_inputs(
 
 
 async def repair_queue(
-    shard: RouterShard, queue: MailQueue, damaged: Sequence[Damaged], policy: RoutingPolicy, now: datetime
+    shard: RouterShard, queue: MailQueue, damaged: Sequence[Damaged], context: RoutingContext, now: datetime
 ) -> list[Record]:
     """The records that replace damaged queue entries, and those that follow for active deliveries of which the log has
     neither a dispatch nor a report, as after a recovery of its file. (On Kafka this is not known.) They are applied to
     `queue`. Raises LogUnavailable.
     """
-    outputs = await _restore_queue(shard, queue, damaged, now)
-    undispatched = await _defer_lost_deliveries(shard, queue, (), policy, now)
+    outputs = await _restore_queue(shard, queue, damaged, context, now)
+    undispatched = await _defer_lost_deliveries(shard, queue, (), context.policy, now)
     for record in undispatched:
         queue.apply(record)
     return outputs + undispatched
@@ -99,7 +99,7 @@ async def _find_content(shard: RouterShard, lost: QueueEntry, reports: Sequence[
 
 
 async def _restore_queue(
-    shard: RouterShard, queue: MailQueue, damaged: Sequence[Damaged], now: datetime
+    shard: RouterShard, queue: MailQueue, damaged: Sequence[Damaged], context: RoutingContext, now: datetime
 ) -> list[Record]:
     """The records that replace damaged queue entries; they are applied to `queue`."""
     outputs: list[Record] = []
@@ -109,7 +109,7 @@ async def _restore_queue(
         events: list[Event] = []
         if record.queue_id is not None:
             events = [event async for event in shard.history(record.queue_id) if not isinstance(event, Damaged)]
-        restored = restored_entry(record, Remains(dispatched, is_open, events), now)
+        restored = restored_entry(record, Remains(dispatched, is_open, events), context, now)
         corrupt = corrupt_entry(record, shard.owns, NEVER_DUE if restored is None else now + KEPT, now)
         if restored is None:  # it replaces the damaged entry
             delivery = replace(corrupt.delivery, id=DeliveryId(record.key))

@@ -129,15 +129,13 @@ def _on_accepted(queue: MailQueue, trigger: Accepted, context: RoutingContext, n
         for start in range(0, len(recipients), group_size):
             number += 1
             part = tuple(recipients[start : start + group_size])
-            delivery = Delivery(
-                delivery_id(queue_id, number), with_recipients(_from_owner(message, owner), part), route
-            )
+            delivery = Delivery(delivery_id(queue_id, number), with_recipients(from_owner(message, owner), part), route)
             yield from _enqueue(queue, delivery, trigger.content, context, now)
     for owner, failed in failures.items():
         headers = _original_headers(trigger.content, queue_id, context)
         yield from _failure_events(queue_id, failed, now)
         seed = f"{queue_id}/accepted" if owner is None else f"{queue_id}/accepted/{owner}"
-        yield from _bounce(_from_owner(message, owner), failed, headers, seed, context, now)
+        yield from _bounce(from_owner(message, owner), failed, headers, seed, context, now)
     if not queue.open_deliveries(queue_id):
         yield Event(queue_id, now, Closed())
 
@@ -347,7 +345,7 @@ def _fail_if_expired(hop: Route | Reply, message: Message, context: RoutingConte
     return hop
 
 
-def _from_owner(message: Message, owner: Address | None) -> Message:
+def from_owner(message: Message, owner: Address | None) -> Message:
     """The message as the owner of a list sends it to the members (RFC 5321 section 3.9.2); reports keep their null
     reverse-path.
     """

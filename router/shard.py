@@ -136,7 +136,8 @@ async def _replay(state: ShardState) -> MailQueue:
                 damaged.append(entry)
             else:
                 queue.apply(entry)
-    repairs = await repair_queue(state.shard, queue, damaged, state.router.policy, state.router.now())
+    context = RoutingContext(state.router.policy, state.router.directory.snapshot)
+    repairs = await repair_queue(state.shard, queue, damaged, context, state.router.now())
     if repairs:
         await state.shard.commit(repairs, ())
     state.router.metrics.shard_replayed(state.shard.number, queue)

@@ -30,6 +30,7 @@ from mail.record import (
     Active,
     Attempted,
     Dispatched,
+    Event,
     QueueEntry,
     QueueTombstone,
     WaitCause,
@@ -40,15 +41,30 @@ from mail.route import ToRelay
 from mail.settings import LogSettings
 from mail.settings_roles import RouterSettings
 from mail.telemetry import REGISTRY
-from router.decide import Due
+from router.decide import Due, with_recipients
 from router.quarantine import NEVER_DUE, corrupt_entry
 from router.restore import Remains, restored_entry
+from router.routing_context import RoutingContext
 from tests.support.builders.records import RELAY, accepted, dispatched, queue_entry
-from tests.support.builders.routing import CONTENT, START, RouterSimulator
+from tests.support.builders.routing import (
+    CONTENT,
+    START,
+    RouterSimulator,
+    address,
+    deferred,
+    delivered,
+    failed,
+    policy,
+    snapshot,
+)
+from tests.support.builders.routing import (
+    accepted as routed,
+)
 from tests.support.servers.ports import wait_until
 from tests.unit.router.test_shard import RouterSetup, accepted_now, succeed
 
 SMART = ToRelay("smart.test", 25)
+NOTHING_KNOWN = RoutingContext(policy(), snapshot())
 
 
 @dataclass
@@ -337,13 +353,79 @@ def test_queue_entry_is_restored_from_what_is_later(
     previous = None if older is None else queue_entry(1, attempts=older)
     damaged = Damaged("queue", 0, None, queue_entry(1).delivery.id, b"", "", previous=previous)
     found = None if number is None else Dispatched(dispatched(1, RELAY).delivery, number, Inline(b"x"))
-    restored = restored_entry(damaged, Remains(found, is_open), START)
+    restored = restored_entry(damaged, Remains(found, is_open), NOTHING_KNOWN, START)
     if attempts is None:
         assert restored is None
         return
     assert restored is not None
     assert restored.attempts == attempts
     assert (restored.state.cause if isinstance(restored.state, Waiting) else None) == cause
+
+
+def three_recipients(number: int, attempts: int) -> tuple[Dispatched, QueueEntry, list[Event]]:
+    """A dispatch of attempt `number`, an entry after `attempts`, and the history of attempt 1: delivered, failed and
+    deferred.
+    """
+    simulator = RouterSimulator(policy(relay=SMART))
+    simulator.decide(routed("a@far.test", "b@far.test", "c@far.test"))
+    (request,) = simulator.dispatched.values()
+    entry = QueueEntry(request.delivery, Active(START), request.content, attempts)
+    a, b, c = request.delivery.message.envelope.recipients
+    simulator.attempt(request.delivery.id, delivered(a), failed(b), deferred(c))
+    return replace(request, number=number), entry, [each for each in simulator.records if isinstance(each, Event)]
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+@pytest.mark.parametrize("source", ["dispatch", "older entry", "held entry", "history"])
+def test_settled_recipients_are_not_restored(source: str, is_open: bool) -> None:
+    """Neither from a dispatch nor from an older entry, which may precede the last attempt."""
+    request, older, history = three_recipients(1, 0)
+    if source == "held entry":
+        older = replace(older, state=Waiting(NEVER_DUE, WaitCause.HELD, "by hand"))
+    previous = older if source.endswith("entry") else None
+    damaged = Damaged("queue", 0, None, request.delivery.id, b"", "", previous=previous)
+    remains = Remains(request if source == "dispatch" else None, is_open, history)
+    restored = restored_entry(damaged, remains, NOTHING_KNOWN, START)
+    assert restored is not None
+    assert [str(each.address) for each in restored.delivery.message.envelope.recipients] == ["c@far.test"]
+    assert restored.attempts == 1
+    if source == "dispatch":  # its second report would be ignored
+        assert isinstance(restored.state, Waiting)
+        assert restored.content == request.content
+
+
+def test_an_attempt_before_the_dispatch_settles_nothing_of_it() -> None:
+    request, _, history = three_recipients(2, 1)
+    damaged = Damaged("queue", 0, None, request.delivery.id, b"", "")
+    restored = restored_entry(damaged, Remains(request, True, history), NOTHING_KNOWN, START)
+    assert restored == QueueEntry(request.delivery, Active(START), None, 1)
+
+
+def test_delivery_whose_recipients_are_all_settled_is_not_restored() -> None:
+    request, _, history = three_recipients(1, 0)
+    message = with_recipients(request.delivery.message, request.delivery.message.envelope.recipients[:2])
+    request = replace(request, delivery=replace(request.delivery, message=message))
+    damaged = Damaged("queue", 0, None, request.delivery.id, b"", "")
+    assert restored_entry(damaged, Remains(request, False, history), NOTHING_KNOWN, START) is None
+
+
+@pytest.mark.parametrize("has_owner", [False, True])
+def test_delivery_restored_from_the_history_keeps_the_owner_of_its_list(has_owner: bool) -> None:
+    aliases = {"list@example.test": ["u@far.test", "v@far.test"]}
+    if has_owner:
+        aliases["owner-list@example.test"] = ["alice@example.test"]
+    directory = snapshot(["alice@example.test"], aliases)
+    simulator = RouterSimulator(policy(relay=SMART), directory)
+    simulator.decide(routed("list@example.test", "direct@far.test", sender="someone@far.test"))
+    history = [each for each in simulator.records if isinstance(each, Event)]
+    for request in simulator.dispatched.values():
+        damaged = Damaged("queue", 0, None, request.delivery.id, b"", "")
+        context = RoutingContext(simulator.policy, directory)
+        restored = restored_entry(damaged, Remains(None, True, history), context, START)
+        assert restored is not None
+        assert restored.delivery == request.delivery
+    senders = {each.delivery.message.envelope.reverse_path for each in simulator.dispatched.values()}
+    assert (address("owner-list@example.test") in senders) is has_owner
 
 
 async def test_a_bug_in_the_quarantine_loses_no_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
