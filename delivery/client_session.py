@@ -90,6 +90,7 @@ class ClientSession:
         self._unsent_commands: deque[tuple[_Verb, bytes]] = deque()  # of the transaction, beyond the current group
         self._transaction: Transaction | None = None
         self._refused: Transaction | None = None  # ended before its content by the replies that are being processed
+        self._closing: ServerReply | None = None  # 421 of LMTP to the final dot, for one recipient
         self._needs_rset = False
 
     # Called by the driver
@@ -126,11 +127,11 @@ class ClientSession:
         """Process bytes from the server. Returns whether they completed a reply."""
         if self.closed:
             return False
+        malformed: MalformedReply | None = None
         try:
             replies = self._parser.feed(data)
         except MalformedReply as error:
-            self.abort(str(error), "4.5.0")
-            return True
+            replies, malformed = error.replies, error
         self._refused = None
         for reply in replies:
             if self.phase is Phase.CONTENT and (self._out or (not self.dot_sent and not reply.negative)):
@@ -142,7 +143,11 @@ class ClientSession:
                 self._on_reply(reply)
             if self.closed:
                 break
-        return bool(replies)
+        if malformed is None:
+            return bool(replies)
+        if not self.closed:
+            self._on_out_of_step(str(malformed))
+        return True
 
     def to_send(self) -> list[bytes]:
         """Take the bytes to write now."""
@@ -197,8 +202,9 @@ class ClientSession:
             self._on_out_of_step(f"unexpected reply: {reply.to_reply()}", is_closing=reply.code == 421)
             return
         verb = self._expected.popleft()
-        if reply.code == 421 and verb is not _Verb.QUIT:  # RFC 5321 section 3.8: the server closes, at any point
-            self._on_service_closing(verb, reply)
+        is_for_one = verb is _Verb.DOT and self._protocol is RelayProtocol.LMTP  # the replies for the others follow
+        if reply.code == 421 and verb is not _Verb.QUIT and not is_for_one:
+            self._on_service_closing(verb, reply)  # RFC 5321 section 3.8: the server closes, at any point
             return
         match verb:
             case _Verb.GREETING | _Verb.EHLO | _Verb.HELO:
@@ -282,9 +288,14 @@ class ClientSession:
             return
         if self._protocol is RelayProtocol.LMTP:
             transaction.set_next_accepted_outcome(reply)
+            self._closing = reply if reply.code == 421 else self._closing
         else:
             transaction.set_accepted_outcomes(reply)
-        if not self._expected:
+        if self._expected:
+            return
+        if self._closing is not None:
+            self._on_service_closing(_Verb.DOT, self._closing)
+        else:
             self._finish_transaction(clean=True)
 
     def _on_early_reply(self, reply: ServerReply) -> None:

@@ -22,7 +22,13 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]+")
 
 
 class MalformedReply(Exception):
-    """The server sent no SMTP reply, or too large a one; the message is shown to people."""
+    """The server sent no SMTP reply, or too large a one; the message is shown to people. `replies`: those before it
+    that the same call completed.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.replies: list[ServerReply] = []
 
 
 class ServerReply:
@@ -76,7 +82,16 @@ class ReplyParser:
         """The replies completed by `data`. Raises MalformedReply; the parser must not be used after that."""
         if self._buffer:
             data = self._buffer + data
-        replies = []
+        replies: list[ServerReply] = []
+        try:
+            self._buffer = self._parse_lines(data, replies)
+        except MalformedReply as error:
+            error.replies = replies
+            raise
+        return replies
+
+    def _parse_lines(self, data: bytes, replies: list[ServerReply]) -> bytes:
+        """Append the complete replies to `replies`; returns the rest of `data`."""
         start = 0
         while (end := data.find(b"\n", start)) >= 0:
             # A bare LF also ends a line: refusing it here has no benefit.
@@ -85,10 +100,9 @@ class ReplyParser:
             reply = self._parse_line(line)
             if reply is not None:
                 replies.append(reply)
-        self._buffer = data[start:]
-        if len(self._buffer) > LINE_BYTES_MAX:
+        if len(data) - start > LINE_BYTES_MAX:
             raise MalformedReply("a reply line is too long")
-        return replies
+        return data[start:]
 
     def _parse_line(self, line: bytes) -> ServerReply | None:
         match = _REPLY_LINE.match(line)

@@ -39,6 +39,7 @@ class Client(asyncio.Protocol):
         try:
             self._replies.extend(self._reader.feed(data))
         except MalformedReply as error:
+            self._replies.extend(error.replies)
             self._close_reason = str(error)
             self.transport.abort()
         self._unread_bytes += len(data)

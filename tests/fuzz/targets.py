@@ -248,5 +248,6 @@ def _parse_replies(*packets: bytes) -> list[Reply | str]:
             parsed += [reply.to_reply() for reply in parser.feed(packet)]
     except MalformedReply as error:
         assert str(error).isprintable()
+        parsed += [reply.to_reply() for reply in error.replies]
         parsed.append("malformed")
     return parsed

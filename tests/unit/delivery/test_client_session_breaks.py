@@ -105,6 +105,50 @@ def test_421_and_lost_connection_between_mail_and_the_final_reply(before: bytes,
         assert isinstance(losing.result.outcomes[1], Failed)  # an earlier outcome is kept
 
 
+@pytest.mark.parametrize("in_one_packet", [True, False])
+def test_lmtp_421_to_the_final_dot_is_the_reply_of_one_recipient(in_one_packet: bool) -> None:
+    """RFC 2033 section 4.2: the replies of the other recipients follow."""
+    session = ready_session(FULL, RelayProtocol.LMTP)
+    start_transaction(session, "a@remote.test", "b@remote.test", "c@remote.test")
+    session.receive(b"250 ok\r\n250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n")
+    sent_bytes(session)
+    replies = [b"421 4.3.2 a\r\n", b"250 2.0.0 b\r\n", b"550 5.2.1 c\r\n"]
+    for packet in [b"".join(replies)] if in_one_packet else replies:
+        session.receive(packet)
+    assert reply_codes(session) == ["421 4.3.2", "250 2.0.0", "550 5.2.1"]
+    assert session.closed  # the server closes the connection
+    assert session.result is not None
+    assert session.result.open == (0,)
+    assert session.result.connection_lost
+    assert session.result.dot_sent
+
+
+def test_lmtp_recipients_without_a_reply_after_421_are_unknown() -> None:
+    """RFC 1047: the server may have accepted the message for them, so no other one is asked."""
+    session = ready_session(FULL, RelayProtocol.LMTP)
+    start_transaction(session, "a@remote.test", "b@remote.test")
+    session.receive(b"250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n")
+    sent_bytes(session)
+    session.receive(b"421 4.3.2 a\r\n")
+    assert not session.closed
+    session.abort("connection lost")
+    assert outcome_names(session) == ["Deferred", "Deferred"]
+    assert session.result is not None
+    assert session.result.open == (0,)
+    assert "may get it twice" in session.result.outcomes[1].reply.text
+
+
+@pytest.mark.parametrize("protocol", list(RelayProtocol))
+def test_reply_before_a_malformed_one_counts(protocol: RelayProtocol) -> None:
+    session = ready_session(FULL, protocol)
+    start_transaction(session)
+    session.receive(b"250 ok\r\n250 ok\r\n354 go\r\n")
+    sent_bytes(session)
+    session.receive(b"250 2.0.0 taken\r\nrubbish\r\n")
+    assert outcome_names(session) == ["Delivered"]
+    assert session.closed
+
+
 def test_connection_lost_while_content_is_sent_is_reported_as_such() -> None:
     """Until the driver has written the final dot, the server cannot have the message."""
     session = ready_session()
@@ -178,6 +222,7 @@ def test_reply_before_ehlo_was_sent_ends_the_handshake() -> None:
         b"250 ok\r\n550 x\r\n250 ok\r\n250 ok\r\n354 go\r\n",  # one too many after MAIL
         b"250 ok\r\n250 ok\r\n550 x\r\n250 ok\r\n354 go\r\n",
         b"250 ok\r\n550 x\r\n450 a\r\n450 b\r\n554 none\r\n",  # the last one arrives after the transaction
+        b"250 ok\r\n550 x\r\nrubbish\r\n",
     ],
 )
 def test_recipient_does_not_fail_if_the_replies_are_out_of_step(answers: bytes) -> None:
