@@ -134,11 +134,12 @@ class ClientSession:
             replies, malformed = error.replies, error
         self._refused = None
         for reply in replies:
-            if self.phase is Phase.CONTENT and (self._out or (not self.dot_sent and not reply.negative)):
+            if self._out and reply.code != 421:
+                # The command or content that this would reply to was not sent yet.
+                what = "content" if self.phase is Phase.CONTENT else "command"
+                self._on_out_of_step(f"replied before the {what} was sent: {reply.to_reply()}")
+            elif self.phase is Phase.CONTENT and not self.dot_sent:
                 self._on_early_reply(reply)
-            elif self._out and reply.code != 421:
-                # The command that this would reply to was not sent yet.
-                self._on_out_of_step(f"replied before the command was sent: {reply.to_reply()}")
             else:
                 self._on_reply(reply)
             if self.closed:
@@ -299,10 +300,9 @@ class ClientSession:
             self._finish_transaction(clean=True)
 
     def _on_early_reply(self, reply: ServerReply) -> None:
-        """A reply to the final dot before the content was sent: nothing was delivered. A refusal is final; the content
-        is not sent, because the server may wait for a command and would parse the content as commands.
+        """A reply to the final dot before the content was sent whole: nothing was delivered. A refusal is final. The
+        rest is not sent, because the server may wait for a command and would parse it as commands.
         """
-        self._out.clear()
         transaction = self._transaction
         assert transaction is not None
         if not reply.negative:
@@ -351,6 +351,7 @@ class ClientSession:
             self.dot_sent = False
         else:
             self.failure = self._handshake.failure(f"replied to {verb.value}:", reply)
+        self._out.clear()
         self.phase = Phase.CLOSED
 
     def time_out(self, reason: str) -> None:
@@ -380,6 +381,7 @@ class ClientSession:
             self._transaction = None
         else:
             self.failure = HandshakeFailure(reply)
+        self._out.clear()
         self.phase = Phase.CLOSED
 
     # Sending

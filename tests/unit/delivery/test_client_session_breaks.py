@@ -50,16 +50,20 @@ def test_content_refused_early_is_not_sent(answer: bytes, kind: str) -> None:
     """The server may wait for a command and would parse the content as commands."""
     session = ready_session()
     start_transaction(session)
-    session.receive(b"250 ok\r\n250 ok\r\n354 go\r\n" + answer)
+    session.receive(b"250 ok\r\n250 ok\r\n354 go\r\n")
+    assert session.to_send()  # and the driver has not written all of it
+    session.receive(answer)
     assert sent_bytes(session) == b""
     assert outcome_names(session) == [kind]
-    assert session.closed
+    assert session.closed  # also if the rest is in a buffer: another transaction would follow it
     assert session.result is not None
     assert not session.result.dot_sent
 
     local = ready_session(FULL, RelayProtocol.LMTP)
     start_transaction(local, "a@remote.test", "b@remote.test")
-    local.receive(b"250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n" + answer)
+    local.receive(b"250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n")
+    assert local.to_send()
+    local.receive(answer)
     assert sent_bytes(local) == b""
     assert outcome_names(local) == [kind, "Deferred"]  # a recipient without a reply is not failed
     assert local.closed
@@ -103,6 +107,20 @@ def test_421_and_lost_connection_between_mail_and_the_final_reply(before: bytes,
     assert ("may get it twice" in first.reply.text) is dot_sent
     if b"354" in before:
         assert isinstance(losing.result.outcomes[1], Failed)  # an earlier outcome is kept
+
+
+@pytest.mark.parametrize("answer", [b"554 5.7.1 spam\r\n", b"452 x\r\n", b"421 x\r\n"])
+@pytest.mark.parametrize("protocol", list(RelayProtocol))
+def test_reply_to_content_of_which_nothing_was_sent_defers(answer: bytes, protocol: RelayProtocol) -> None:
+    """It is not about the content, and another exchanger may be asked."""
+    session = ready_session(FULL, protocol)
+    start_transaction(session, "a@remote.test", "b@remote.test")
+    session.receive(b"250 ok\r\n250 ok\r\n250 ok\r\n354 go\r\n" + answer)
+    assert sent_bytes(session) == b""
+    assert outcome_names(session) == ["Deferred", "Deferred"]
+    assert session.closed
+    assert session.result is not None
+    assert session.result.open == (0, 1)
 
 
 @pytest.mark.parametrize("in_one_packet", [True, False])
