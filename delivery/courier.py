@@ -17,14 +17,15 @@ from mail.reply import Reply
 
 
 class Progress:
-    """What an attempt reports besides its outcomes. `asked`: the exchangers asked and what they replied.
-    `set_connecting`: called with true before a connection is opened, and with false afterwards.
+    """What an attempt reports besides its outcomes. `attempt`: its number, from 1. `asked`: the exchangers asked and
+    what they replied. `set_connecting`: called with true before a connection is opened, and with false afterwards.
     """
 
-    __slots__ = ("asked", "set_connecting")
+    __slots__ = ("asked", "attempt", "set_connecting")
 
-    def __init__(self, set_connecting: Callable[[bool], None] = lambda _: None) -> None:
+    def __init__(self, set_connecting: Callable[[bool], None] = lambda _: None, *, attempt: int = 1) -> None:
         self.asked: tuple[ExchangerReply, ...] = ()
+        self.attempt = attempt
         self.set_connecting = set_connecting
 
 

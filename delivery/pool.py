@@ -26,7 +26,7 @@ from delivery.transaction import TransactionResult
 from delivery.walk import Walk
 from mail.reply import Reply
 from mail.resolver import Resolver
-from mail.route import Route
+from mail.route import Route, ToMx
 from mail.settings_roles import DeliverySettings
 from mail.telemetry.delivery import SLOT_WAIT
 
@@ -39,6 +39,7 @@ _RECENT_SUCCESS_SECONDS = 60.0
 # A site that worked recently and refuses connections is usually restarting: retry before it is backed off.
 _RECONNECT_DELAYS_SECONDS = (0.25, 0.75, 1.5)
 _GREETING_SECONDS_IF_FULL = 30.0
+_FIRST_ATTEMPT_WITH_FINAL_554 = 3
 
 
 @dataclass(slots=True, eq=False)
@@ -267,7 +268,7 @@ class Pool:
             self._assign(peer)
             return opened
         self._assignment.on_not_opened(peer)
-        reply = self._on_connect_failed(peer, opened, walk)
+        reply = self._on_connect_failed(peer, route, opened, walk)
         self._assign(peer)
         return reply
 
@@ -277,18 +278,30 @@ class Pool:
         is_of_site = any(not (failure.is_without_source or failure.is_by_policy) for failure in failures)
         return is_recent and is_of_site and walk.is_first_choice and peer.count == 1 and not self._assignment.closed
 
-    def _on_connect_failed(self, peer: _Peer, failures: list[NoTarget], walk: Walk) -> Reply | None:
-        """No target could be reached. A temporary failure decides, else a missing source, else a permanent failure."""
+    @staticmethod
+    def _rejection(peer: _Peer, route: Route, failures: list[NoTarget], walk: Walk) -> Reply | None:
+        """The permanent reply, if every exchanger sent the greeting 521 or 554: tell the sender early (RFC 7504 section
+        4). 554 is often about this client and for now, as is any 5xx of a site that worked lately. A relay is a
+        setting, which the operator can correct. In Postfix no greeting is permanent (smtp_skip_5xx_greeting).
+        """
         rejections = [failure.said for failure in failures if failure.rejects_mail and failure.said is not None]
         if (
-            len(rejections) == len(failures)
-            and walk.is_first_choice
-            and not peer.count
-            and peer.window.last_success == float("-inf")
+            not isinstance(route, ToMx)
+            or len(rejections) < len(failures)
+            or not walk.is_first_choice
+            or peer.count
+            or peer.window.last_success != float("-inf")
+            or (walk.attempt < _FIRST_ATTEMPT_WITH_FINAL_554 and any(said.code != 521 for said in rejections))
         ):
-            # RFC 7504 section 4: tell the sender early. A site that worked lately only refuses this client for now.
-            said, remote = rejections[-1], failures[-1].remote
-            return Reply(said.code, said.enhanced or "5.3.2", f"{remote} sent the greeting {said}")
+            return None
+        said, remote = rejections[-1], failures[-1].remote
+        return Reply(said.code, said.enhanced or "5.3.2", f"{remote} sent the greeting {said}")
+
+    def _on_connect_failed(self, peer: _Peer, route: Route, failures: list[NoTarget], walk: Walk) -> Reply | None:
+        """No target could be reached. A temporary failure decides, else a missing source, else a permanent failure."""
+        rejection = self._rejection(peer, route, failures, walk)
+        if rejection is not None:
+            return rejection
         decisive = max(reversed(failures), key=lambda one: 1 if one.is_without_source else 2 * one.reply.is_temporary)
         reply, window = decisive.reply, peer.window
         if not walk.is_first_choice:  # the site is reachable, and the delivery has an outcome of another exchanger

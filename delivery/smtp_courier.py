@@ -40,7 +40,7 @@ class SmtpCourier:
         """See the port. If cancelled after the first transaction, it returns the outcomes so far."""
         envelope, route = delivery.message.envelope, delivery.route
         progress = progress or Progress()
-        walk = Walk(asyncio.get_running_loop().time(), progress.set_connecting)
+        walk = Walk(asyncio.get_running_loop().time(), progress.set_connecting, attempt=progress.attempt)
         outcomes: list[Outcome] = []
         indexes, open_indexes = tuple(range(len(envelope.recipients))), []
         # A server that has `retry_now` accepts at least one recipient of each transaction, and each turn removes a host

@@ -24,8 +24,11 @@ class Walk:
     exchanger asked and what it replied, for the record of the attempt.
     """
 
-    def __init__(self, now_seconds: float, set_connecting: Callable[[bool], None] = lambda _: None) -> None:
+    def __init__(
+        self, now_seconds: float, set_connecting: Callable[[bool], None] = lambda _: None, *, attempt: int = 1
+    ) -> None:
         self.set_connecting = set_connecting  # see `delivery.courier.Progress`
+        self.attempt = attempt
         self.hosts: tuple[tuple[int, str], ...] | None = None  # by preference; set by the first selection of targets
         self.turned: set[str] = set()
         self.addresses: set[str] = set()

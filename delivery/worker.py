@@ -156,8 +156,9 @@ class Worker:
         if item.site != MAILBOX_SITE:  # an append to a mailbox is short and not cancelled
             self._delivering.add(task)
         try:
-            progress = Progress(partial(self._capacity.set_connecting, item))
-            return await self._attempt_runner.deliver(item.entry.record, progress)
+            dispatched = item.entry.record
+            progress = Progress(partial(self._capacity.set_connecting, item), attempt=dispatched.number)
+            return await self._attempt_runner.deliver(dispatched, progress)
         finally:
             self._delivering.discard(task)
 

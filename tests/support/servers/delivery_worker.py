@@ -28,6 +28,7 @@ class FakeCourier:
     def __init__(self, do: Deliver | None = None) -> None:
         self._do = do
         self.delivered: list[tuple[Delivery, bytes]] = []
+        self.attempts: list[int] = []  # their numbers
         self.active = 0
         self.active_max = 0
 
@@ -35,6 +36,7 @@ class FakeCourier:
         self, delivery: Delivery, content: bytes, progress: Progress | None = None
     ) -> tuple[Outcome, ...]:
         self.delivered.append((delivery, content))
+        self.attempts.append(0 if progress is None else progress.attempt)
         self.active += 1
         self.active_max = max(self.active_max, self.active)
         try:

@@ -36,8 +36,8 @@ class World:
         self.route = ToMx("r.test", tuple((10 * n, f"mx{n}.test") for n in range(1, len(remotes) + 1)))
         self.progress = Progress()
 
-    async def deliver(self, *recipients: str, content: bytes = CONTENT) -> list[str]:
-        self.progress = Progress()
+    async def deliver(self, *recipients: str, content: bytes = CONTENT, attempt: int = 1) -> list[str]:
+        self.progress = Progress(attempt=attempt)
         own_delivery = delivery(self.route, *recipients, content=content)
         self.outcomes = await asyncio.wait_for(self.smtp.deliver(own_delivery, content, self.progress), 10)
         return outcome_names(self.outcomes)
@@ -338,14 +338,39 @@ async def test_another_exchanger_is_asked_before_one_that_stalled() -> None:
         assert world.sessions == [1, 1]
 
 
-@pytest.mark.parametrize("code", [521, 554])
-async def test_all_exchangers_that_accept_no_mail_fail_the_recipients(code: int) -> None:
-    greeting = {"GREETING": [f"{code} no mail here"]}
-    async with exchangers(greeting, greeting) as world:
-        assert await world.deliver() == ["Failed"]
+@pytest.mark.parametrize(
+    ("codes", "attempt", "kind"),
+    [
+        ((521, 521), 1, "Failed"),
+        ((554, 554), 1, "Deferred"),  # often a block list, or a server that is short of connections
+        ((554, 554), 2, "Deferred"),
+        ((554, 554), 3, "Failed"),
+        ((554, 521), 1, "Deferred"),
+        ((521, 554), 3, "Failed"),
+    ],
+)
+async def test_all_exchangers_that_accept_no_mail_fail_the_recipients(
+    codes: tuple[int, int], attempt: int, kind: str
+) -> None:
+    """RFC 7504: 521 at once; 554 in the third attempt."""
+    async with exchangers(*({"GREETING": [f"{code} no mail here"]} for code in codes)) as world:
+        assert await world.deliver(attempt=attempt) == [kind]
         assert world.sessions == [1, 1]
-        assert (world.outcomes[0].reply.code, world.outcomes[0].reply.enhanced) == (code, "5.3.2")
-        assert f"sent the greeting {code} no mail here" in world.outcomes[0].reply.text
+        assert f"sent the greeting {codes[1]} no mail here" in world.outcomes[0].reply.text
+        if kind == "Failed":
+            assert (world.outcomes[0].reply.code, world.outcomes[0].reply.enhanced) == (codes[1], "5.3.2")
+
+
+@pytest.mark.parametrize("protocol", list(RelayProtocol))
+@pytest.mark.parametrize("code", [521, 554])
+async def test_greeting_of_a_relay_never_fails_the_recipients(code: int, protocol: RelayProtocol) -> None:
+    """The operator can correct the relay or the setting; otherwise it would be all mail."""
+    script = {"GREETING": [f"{code} no mail here"]}
+    async with ScriptedRemote(script, lmtp=protocol is RelayProtocol.LMTP) as remote, courier() as smtp:
+        own_delivery = delivery(ToRelay("127.0.0.1", remote.port, protocol))
+        (outcome,) = await smtp.deliver(own_delivery, CONTENT, Progress(attempt=9))
+        assert isinstance(outcome, Deferred)
+        assert f"sent the greeting {code} no mail here" in outcome.reply.text
 
 
 @pytest.mark.parametrize("other", ["421 4.3.2 busy", "550 5.7.1 blocked"])
@@ -359,4 +384,4 @@ async def test_greeting_of_a_site_that_worked_lately_defers() -> None:
     async with exchangers({"GREETING": ["220 hello", "554 5.7.1 too many connections"]}) as world:
         assert await world.deliver() == ["Delivered"]
         await world.remotes[0].drop_connections()
-        assert await world.deliver() == ["Deferred"]
+        assert await world.deliver(attempt=3) == ["Deferred"]

@@ -45,6 +45,14 @@ async def test_each_attempt_is_reported_once_in_any_order() -> None:
         assert (report.number, report.content, report.headers) == (1, None, b"")
 
 
+async def test_courier_gets_the_number_of_the_attempt() -> None:
+    shard, courier = FakeShard(), FakeCourier()
+    async with running_worker(courier, shard):
+        shard.put(dispatched(relay(1), number=3))
+        await shard.wait_finished(1)
+    assert courier.attempts == [3]
+
+
 async def test_deferred_content_is_spooled_before_the_report() -> None:
     async def do(delivery: Delivery, content: bytes) -> tuple[Outcome, ...]:
         first, second, third = (recipient.address for recipient in delivery.message.envelope.recipients)
