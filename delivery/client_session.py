@@ -276,7 +276,7 @@ class ClientSession:
                 self._finish_transaction(clean=False)
                 self.phase = Phase.CLOSED
         elif reply.negative:
-            transaction.set_accepted_outcomes(reply)
+            transaction.on_data_refused(reply)
             self._finish_transaction(clean=False)
         else:
             self._on_unexpected(_Verb.DATA, reply)

@@ -159,7 +159,8 @@ class Pool:
             if connection.session.is_stalled:
                 exchanger.on_stalled(is_pipelined=connection.session.is_pipelined)
             if connection.transactions == 1:
-                reason = result.outcomes[-1].reply.text
+                assert result.failure is not None  # of the connection
+                reason = result.failure.text
                 exchanger.on_first_transaction_failed(reason, now)
                 if self._targets.backoff_reason(connection.route, now) is not None:
                     window.on_unreachable(reason, now)
@@ -169,7 +170,7 @@ class Pool:
                     self._assignment.take_idle(idle).abort("stale")  # probably
         else:
             window.on_transaction(now - connection.acquired_at, now)
-            if not result.server_failed:
+            if result.failure is None:
                 exchanger.on_transaction()
             reusable = (
                 connection.usable  # else the server closed it after its reply: allowed, and no sign of overload

@@ -92,7 +92,7 @@ class SmtpCourier:
                 pool.release(connection, None)
                 raise
             if any(isinstance(outcome, Delivered) for outcome in result.outcomes):
-                for host, reply in walk.failed.items():
+                for host, reply in walk.server_failures.items():
                     pool.back_off(route, host, reply)
             if not pool.release(connection, result):
                 walk.on_transaction(connection.host, connection.ip, connection.session.remote, result)

@@ -32,7 +32,8 @@ class TransactionResult:
     """Result of a transaction. `retry_now`: indexes of recipients over the server's limit per transaction; they may be
     tried again at once and are Deferred in `outcomes`. `open`: indexes of the other recipients that this server
     certainly did not accept and another exchanger may be asked for. `dot_sent`: the server may have accepted the
-    message although the connection was lost. `server_failed`: it refused the whole transaction for now, or lost it.
+    message although the connection was lost. `failure`: why the server lost the transaction, or refused it for now
+    and would refuse another message too.
     """
 
     outcomes: tuple[Outcome, ...]
@@ -40,7 +41,7 @@ class TransactionResult:
     open: tuple[int, ...] = ()
     connection_lost: bool = False
     dot_sent: bool = False
-    server_failed: bool = False
+    failure: Reply | None = None
 
 
 class Transaction:
@@ -55,7 +56,7 @@ class Transaction:
         self._next_dot = 0  # index into `_accepted` of the next reply to the final dot (LMTP)
         self._retry_now: list[int] = []
         self._unknown: set[int] = set()  # indexes of recipients that the server may have accepted the message for
-        self._server_failed = False
+        self._failure: Reply | None = None  # of the server
         self.mail_refused = False
         self._next_rcpt = 0
 
@@ -118,7 +119,7 @@ class Transaction:
     def on_mail(self, server_reply: ServerReply) -> None:
         if server_reply.negative:
             self.mail_refused = True
-            self._server_failed = server_reply.code < 500
+            self._failure = _server_failure(server_reply)
             self._set_outcomes(self._to_send, server_reply)
 
     def on_rcpt(self, server_reply: ServerReply) -> None:
@@ -136,9 +137,13 @@ class Transaction:
             reply = Reply(452, "4.5.3", reply.text)
         self._outcomes[index] = outcome_of(self.recipients[index], reply, self._remote)
 
+    def on_data_refused(self, server_reply: ServerReply) -> None:
+        if self._accepted:  # else a consequence of earlier refusals (503, 554)
+            self._failure = _server_failure(server_reply)
+        self.set_accepted_outcomes(server_reply)
+
     def set_accepted_outcomes(self, server_reply: ServerReply) -> None:
         """The outcome of all accepted recipients: the refusal of DATA, or the reply to the final dot."""
-        self._server_failed = bool(self._accepted) and 400 <= server_reply.code < 500
         self._set_outcomes(self._accepted, server_reply)
 
     def set_next_accepted_outcome(self, server_reply: ServerReply) -> None:
@@ -154,13 +159,13 @@ class Transaction:
 
     def on_service_closing(self, server_reply: ServerReply, *, dot_sent: bool) -> TransactionResult:
         """421: defer all recipients without an outcome. After the final dot it is a reply like any other 4xx."""
-        self._server_failed = True
+        self._failure = server_reply.to_reply()
         self._set_outcomes([index for index, outcome in enumerate(self._outcomes) if outcome is None], server_reply)
         return self.result(connection_lost=True, dot_sent=dot_sent)
 
     def on_connection_lost(self, reply: Reply, *, dot_sent: bool) -> TransactionResult:
         """No reply was received; `reply` is a local one."""
-        self._server_failed = True
+        self._failure = reply
         for index, outcome in enumerate(self._outcomes):
             if outcome is None:
                 self._outcomes[index] = Deferred(self.recipients[index], reply)
@@ -176,13 +181,21 @@ class Transaction:
         still_open = tuple(
             index for index, outcome in enumerate(outcomes) if isinstance(outcome, Deferred) and index not in closed
         )
-        return TransactionResult(outcomes, retry_now, still_open, connection_lost, dot_sent, self._server_failed)
+        return TransactionResult(outcomes, retry_now, still_open, connection_lost, dot_sent, self._failure)
 
     def _set_outcomes(self, indexes: list[int], server_reply: ServerReply) -> None:
         reply = server_reply.to_reply()
         for index in indexes:
             if self._outcomes[index] is None:
                 self._outcomes[index] = outcome_of(self.recipients[index], reply, self._remote)
+
+
+def _server_failure(server_reply: ServerReply) -> Reply | None:
+    """The reply to MAIL or DATA, if it is about the server, so that another message would be refused too: RFC 3463
+    section 3.4, mail system status. 4.2.x and 4.7.x (greylisting) are about a recipient, sender or client.
+    """
+    reply = server_reply.to_reply()
+    return reply if reply.enhanced.startswith("4.3.") else None
 
 
 def _mail_command(envelope: Envelope, content: bytes, capabilities: Capabilities) -> bytes:

@@ -37,7 +37,7 @@ class Walk:
         self._asked: str | None = None  # whose session is the current one
         self.stalled: tuple[str, str] | None = None  # host and address that did not reply to pipelined commands
         self._is_repeated = False
-        self.failed: dict[str, Reply] = {}  # hosts that refused a whole transaction for now, or lost it
+        self.server_failures: dict[str, Reply] = {}  # by host; see `TransactionResult.failure`
         self._deadline = now_seconds + WALK_SECONDS
 
     @property
@@ -77,9 +77,9 @@ class Walk:
             if reply is not None:
                 self._record(remote, reply)
                 break
-        self.failed.pop(host, None)
-        if result.server_failed and reply is not None:
-            self.failed[host] = reply
+        self.server_failures.pop(host, None)
+        if result.failure is not None:
+            self.server_failures[host] = result.failure
         self.addresses.add(address)
 
     def end_turn(self) -> None:

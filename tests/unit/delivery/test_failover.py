@@ -194,8 +194,20 @@ async def test_lmtp_recipient_refused_at_the_final_dot_goes_to_the_next_address(
         ]  # fmt: skip
 
 
-async def test_exchanger_that_refuses_what_another_accepts_is_tried_last_for_a_while() -> None:
-    async with exchangers({"MAIL": [LATER]}, {"MAIL": ["250 ok", "250 ok", LATER]}) as world:
+@pytest.mark.parametrize(
+    ("verb", "reply"),
+    [
+        ("MAIL", LATER),
+        ("DATA", LATER),
+        ("MAIL", "421 4.7.0 not you"),
+        ("RCPT", "421 4.2.1 x"),
+        ("DOT", "421 4.2.1 x"),
+        ("MAIL", Drop()),
+    ],
+)
+async def test_exchanger_that_refuses_what_another_accepts_is_tried_last_for_a_while(verb: str, reply: Any) -> None:
+    consequences = {"RCPT": ["503 5.5.1 no MAIL"], "DATA": ["503 5.5.1 no MAIL"]} if verb == "MAIL" else {}
+    async with exchangers({verb: [reply], **consequences}, {"MAIL": ["250 ok", "250 ok", LATER]}) as world:
         assert await world.deliver() == ["Delivered"]
         assert await world.deliver() == ["Delivered"]
         assert world.sessions == [1, 1]  # the second message reused the connection to mx2
@@ -214,9 +226,25 @@ async def test_one_delivery_finds_out_whether_a_silent_exchanger_is_back() -> No
         assert world.sessions[0] == 2
 
 
-async def test_recipient_refused_for_now_does_not_back_the_exchanger_off() -> None:
-    """Greylisting and full mailboxes are about a recipient."""
-    async with exchangers({"RCPT": ["450 4.2.1 later", "250 ok"]}, {}) as world:
+@pytest.mark.parametrize(
+    ("verb", "reply"),
+    [
+        ("RCPT", "450 4.2.1 later"),
+        ("RCPT", "452 4.3.1 disk full"),
+        ("MAIL", "450 4.7.1 greylisted"),
+        ("MAIL", "451 4.2.2 full"),
+        ("MAIL", "451 later"),
+        ("DATA", "451 4.7.1 greylisted"),
+        ("DOT", "451 4.7.1 greylisted"),
+        ("DOT", "452 4.3.1 disk full"),
+    ],
+)
+async def test_reply_about_one_message_does_not_back_the_exchanger_off(verb: str, reply: str) -> None:
+    """Greylisting and full mailboxes are about a recipient or a message, and so is a refusal of the content."""
+    script = {verb: [reply, "354 go" if verb == "DATA" else "250 ok"]}
+    if verb == "MAIL":
+        script |= {"RCPT": ["503 5.5.1 no MAIL", "250 ok"], "DATA": ["503 5.5.1 no MAIL", "354 go"]}
+    async with exchangers(script, {}) as world:
         assert await world.deliver() == ["Delivered"]
         await world.remotes[1].drop_connections()
         assert await world.deliver() == ["Delivered"]

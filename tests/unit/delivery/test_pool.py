@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from delivery import site_window
 from delivery.connection import Connection
+from delivery.exchangers import CONSECUTIVE_FAILURES_MAX
 from delivery.peer import PeerKey, TlsPolicy
 from delivery.pool import Pool
 from delivery.smtp_courier import SmtpCourier
@@ -111,6 +112,18 @@ async def test_site_that_breaks_every_transaction_is_backed_off(trouble: Any) ->
         outcomes = await asyncio.wait_for(asyncio.gather(*attempts), 10)
         assert all(outcome_names(outcome) == ["Deferred"] for outcome in outcomes)
         assert len(remote.sessions) <= 8
+
+
+async def test_back_off_has_the_reason_of_the_lost_connection() -> None:
+    """Not the reply to the last recipient, who may have got another one."""
+    script = {"RCPT": ["250 ok", "550 5.1.1 unknown"], "DATA": ["421 4.3.2 closing"]}
+    async with ScriptedRemote(script) as remote, courier() as smtp:
+        route = relay(remote.port)
+        for _ in range(CONSECUTIVE_FAILURES_MAX):
+            await smtp.deliver(delivery(route, "a@r.test", "b@r.test"), CONTENT)
+        (refused,) = await smtp.deliver(delivery(route), CONTENT)
+        assert "Not tried" in refused.reply.text
+        assert refused.reply.text.endswith(": closing")
 
 
 async def test_slow_start_up_to_the_connection_limit() -> None:
