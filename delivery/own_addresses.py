@@ -11,21 +11,31 @@ from collections.abc import Iterable
 
 
 class OwnAddresses:
-    """`listen`: host and port of listeners of this machine; `others`: host and port as other servers connect to."""
+    """`listen`: host and port of listeners of this machine; a host name is looked up once, as for the listener.
+    `others`: address and port as other servers connect to.
+    """
 
     def __init__(self, listen: Iterable[tuple[str, int]] = (), others: Iterable[tuple[str, int]] = ()) -> None:
         self._exact = {(_address(host), port) for host, port in others}
         self._any_local: set[int] = set()  # ports on which every address of this machine is listened on
         for host, port in listen:
-            address = _address(host)
-            if isinstance(address, str) or address.is_unspecified:
-                self._any_local.add(port)
-            else:
-                self._exact.add((address, port))
+            for address in _resolve(host, port):
+                if address.is_unspecified:
+                    self._any_local.add(port)
+                else:
+                    self._exact.add((address, port))
 
     def contains(self, ip: str, port: int) -> bool:
         """Whether a connection to `ip` reaches this installation."""
         return (_address(ip), port) in self._exact or (port in self._any_local and is_local(ip))
+
+
+def own_names(*names: str) -> frozenset[str]:
+    """The names by which a greeting identifies this server; not "localhost" or "localhost.localdomain", the defaults of
+    every server that nobody has named.
+    """
+    lowered = (name.lower().rstrip(".") for name in names)
+    return frozenset(name for name in lowered if name.partition(".")[0] != "localhost")
 
 
 def is_local(ip: str) -> bool:
@@ -43,6 +53,18 @@ def is_local(ip: str) -> bool:
         # The system reaches an address of its own from this address; not so with net.ipv4.ip_nonlocal_bind, which
         # allows to bind to any.
         return _address(udp.getsockname()[0]) == address
+
+
+def _resolve(host: str, port: int) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    address = _address(host)
+    if not isinstance(address, str):
+        return [address]
+    try:
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError:  # the listener reports it
+        return []
+    found = [_address(str(info[4][0])) for info in infos]
+    return [address for address in found if not isinstance(address, str)]
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | str:

@@ -16,7 +16,7 @@ from delivery.assignment import Assignment, Close, Give, Peer, Refuse
 from delivery.connection import Connection
 from delivery.connector import NOT_CONNECTED, Connector
 from delivery.exchangers import Exchangers
-from delivery.own_addresses import OwnAddresses
+from delivery.own_addresses import OwnAddresses, own_names
 from delivery.peer import PeerKey
 from delivery.site_window import SiteWindows
 from delivery.source_addresses import SourceAddresses
@@ -90,7 +90,7 @@ class Pool:
         self._connector = Connector(
             self._sources,
             self._exchangers,
-            frozenset({self._ehlo_name.lower(), hostname.lower()} - {"localhost"}),
+            own_names(self._ehlo_name, hostname),
             timeouts=timeouts,
             connect_seconds=settings.connect_timeout.total_seconds(),
             on_closed=self._on_connection_closed,

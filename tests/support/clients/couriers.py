@@ -35,6 +35,7 @@ def new_pool(
     resolver: HostResolver | None = None,
     timeouts: Timeouts | None = None,
     listen: Sequence[tuple[str, int]] = (),
+    hostname: str = "us.test",
     **settings: Any,
 ) -> Pool:
     """`listen`: where this installation listens itself."""
@@ -44,7 +45,7 @@ def new_pool(
         settings=own_settings,
         windows=SiteWindows(own_settings.max_connections_per_site, own_settings.reconnect_backoff.total_seconds()),
         resolver=resolver or HostResolver(),
-        hostname="us.test",
+        hostname=hostname,
         own_addresses=own_addresses,
         timeouts=timeouts,
     )

@@ -15,6 +15,19 @@ from tests.support.builders.delivery import CONTENT, delivery
 from tests.support.clients.couriers import HostResolver, courier
 from tests.support.servers.scripted_remote import ScriptedRemote
 
+NAMES_OF_THE_SYSTEM = {"localhost": ("::1", "127.0.0.1"), "mx.example.test": ("192.0.2.7",)}
+
+
+@pytest.fixture
+def known_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        if host not in NAMES_OF_THE_SYSTEM:
+            raise socket.gaierror(socket.EAI_NONAME, "unknown")
+        return [(None, None, None, "", (ip, port)) for ip in NAMES_OF_THE_SYSTEM[host]]
+
+    monkeypatch.setattr("delivery.own_addresses.socket.getaddrinfo", resolve)
+
+
 OWN = "Mail for the recipient's domain loops back to this server"
 
 
@@ -30,10 +43,17 @@ OWN = "Mail for the recipient's domain loops back to this server"
         ("::1", "::1", 25, True),
         ("::", "::1", 25, True),
         ("127.0.0.1", "::ffff:127.0.0.1", 25, True),
-        ("mx.example.test", "127.0.0.1", 25, True),
         ("192.0.2.7", "192.0.2.7", 25, True),
+        ("localhost", "127.0.0.1", 25, True),
+        ("localhost", "::1", 25, True),
+        ("localhost", "127.0.0.2", 25, False),
+        ("mx.example.test", "192.0.2.7", 25, True),
+        ("mx.example.test", "192.0.2.7", 26, False),
+        ("mx.example.test", "127.0.0.1", 25, False),
+        ("unknown.example.test", "127.0.0.1", 25, False),
     ],
 )
+@pytest.mark.usefixtures("known_names")
 def test_own_addresses(listen: str, ip: str, port: int, is_own: bool) -> None:
     assert OwnAddresses([(listen, 25)]).contains(ip, port) is is_own
 
@@ -74,7 +94,7 @@ def fake_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     ("ip", "is_own"),
     [("192.0.2.7", True), ("192.0.2.1", False), ("203.0.113.1", False), ("2001:db8::7", True), ("2001:db8::1", False)],
 )
-@pytest.mark.parametrize("listen", ["0.0.0.0", "::", "mx.example.test"])
+@pytest.mark.parametrize("listen", ["0.0.0.0", "::"])
 @pytest.mark.usefixtures("fake_machine")
 def test_every_address_of_the_machine_is_own_if_all_are_listened_on(listen: str, ip: str, is_own: bool) -> None:
     assert OwnAddresses([(listen, 25)]).contains(ip, 25) is is_own
@@ -145,6 +165,17 @@ async def test_own_name_in_the_greeting_is_a_loop(verb: str, name: str) -> None:
         assert isinstance(outcome, Failed)
         assert str(outcome.reply) == f"554 5.4.6 {OWN}"
         assert (len(own.sessions), len(worse.sessions)) == (1, 0)
+
+
+@pytest.mark.parametrize("name", ["localhost", "localhost.localdomain", "LOCALHOST.example.test"])
+async def test_default_host_name_is_no_own_name(name: str) -> None:
+    """Other servers that nobody has configured greet with it, too."""
+    async with (
+        ScriptedRemote({"GREETING": ["220 localhost.localdomain ESMTP"], "EHLO": [f"250 {name}"]}) as remote,
+        courier(NAMES, mx_port=remote.port, hostname=name) as smtp,
+    ):
+        (outcome,) = await smtp.deliver(delivery(ToMx("r.test", ((10, "mx1.test"),))), CONTENT)
+        assert isinstance(outcome, Delivered)
 
 
 @pytest.mark.parametrize(
