@@ -126,7 +126,6 @@ class Pool:
             if not delivery.done():
                 await self._wait(peer, delivery)
                 SLOT_WAIT.observe(loop.time() - started)
-                started = loop.time()
             acquired = delivery.future.result()
             if acquired is None:
                 walk.set_connecting(True)
@@ -135,11 +134,11 @@ class Pool:
                 finally:
                     walk.set_connecting(False)
             elif isinstance(acquired, Connection) and not acquired.usable:  # closed since it was assigned
-                self._assignment.on_unused(peer, None, started)
+                self._assignment.on_unused(peer, None, loop.time())
                 self._assign(peer)
                 continue
             if isinstance(acquired, Connection):
-                acquired.acquired_at = started
+                acquired.acquired_at = loop.time()
             if acquired is not None:
                 return acquired
 

@@ -147,6 +147,17 @@ async def test_wait_for_a_connection_is_observed() -> None:
         assert value("delivery_slot_wait_seconds_sum") - before[1] >= 0.1
 
 
+async def test_transaction_is_timed_from_its_start() -> None:
+    """Not from before the connection was opened: a slow greeting would halve the window of a site that is in time."""
+    pool = new_pool()
+    loop = asyncio.get_running_loop()
+    async with ScriptedRemote() as remote:
+        connection = await acquire(pool, relay(remote.port))
+        assert isinstance(connection, Connection)
+        assert connection.opened_at <= connection.acquired_at <= loop.time()
+        await pool.close()
+
+
 async def test_slow_start_begins_with_few_connections() -> None:
     go = asyncio.Event()
     async with ScriptedRemote({"DOT": [Wait(go, "250 ok")]}) as remote, courier() as smtp:
