@@ -26,7 +26,7 @@ class PooledConnection(Protocol):
 
 class WaitingDelivery(Protocol):
     """`reuse`: it takes every idle connection of its peer; else it opens one, or takes one that it `accepts`. `done()`:
-    it was cancelled. `is_first_choice`: no exchanger of its site had a turn yet, so it is refused during a back-off.
+    it was cancelled. `is_first_choice`: no exchanger of its site was tried yet, so it is refused during a back-off.
     """
 
     @property

@@ -59,7 +59,7 @@ class AttemptRunner:
         self._metrics: dict[tuple[str, str], _AttemptMetrics] = {}
 
     async def deliver(self, dispatched: Dispatched, progress: Progress) -> AttemptResult:
-        """Deliver once. A cancelled attempt raises, unless the final dot was sent already."""
+        """Deliver once. Cancellation: see `Courier.deliver`."""
         started = datetime.now(UTC)
         clock = asyncio.get_running_loop().time
         start = clock()

@@ -35,8 +35,9 @@ class Courier(Protocol):
     ) -> tuple[Outcome, ...]:
         """Try once, with time-outs. Returns one outcome per recipient of the envelope, in order.
 
-        Cancellation raises CancelledError as long as the next hop cannot have accepted the message; after that the
-        courier still waits for the reply, until it is cancelled again.
+        Cancellation raises CancelledError before the end of the first transaction; once the final dot was sent, only
+        the second cancellation does, because the next hop may have accepted the message. After a transaction, also one
+        that an exchanger deferred, it ends the attempt with the outcomes so far.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""State of each exchanger that a process learned: back-off after failures. No I/O.
+"""State of each exchanger in a process: back-off after failures, and the use of PIPELINING. No I/O.
 
 An exchanger is one host and port, of an MX record or of a relay; sites that share it share its state. An exchanger in
 back-off is tried after all others.
@@ -81,7 +81,7 @@ class Exchanger:
         """It is unreachable, or refuses what another exchanger of the same attempt accepted."""
         self._consecutive_failures = 0
         self._backoff_reason = reason
-        if self._is_probed or now_seconds >= self._backoff_until:  # else another delivery noticed the same failure
+        if self._is_probed or now_seconds >= self._backoff_until:  # else it is the same failure, of another delivery
             self._is_probed = False
             self._backoff_until = now_seconds + self._backoff_seconds * self._backoff_factor
             self._backoff_factor = min(2 * self._backoff_factor, _BACKOFF_FACTOR_MAX)

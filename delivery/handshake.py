@@ -1,4 +1,4 @@
-"""Handshake of an outbound connection: greeting, EHLO or LHLO, and HELO if a server knows no EHLO. No I/O.
+"""Handshake of an outbound connection: greeting, EHLO or LHLO, and HELO for a server without EHLO. No I/O.
 
 STARTTLS and AUTH will be further commands between EHLO and the end. Source: RFC 5321 sections 3.1, 3.2 and 4.1.1.1,
 RFC 2033, RFC 7504.

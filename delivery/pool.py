@@ -59,7 +59,7 @@ class _Waiting:
         return self.takes_used and self.is_first_choice
 
     def accepts(self, connection: Connection) -> bool:
-        return self.takes_used and connection.host not in self.walk.turned
+        return self.takes_used and connection.host not in self.walk.hosts_tried
 
     def done(self) -> bool:
         return self.future.done()
@@ -106,14 +106,14 @@ class Pool:
         return PeerKey(route.site, self._ehlo_name, self._source_addresses)
 
     async def next_exchanger(self, route: Route, walk: Walk) -> bool:
-        """The exchangers asked so far had their turn; whether another one, or one without PIPELINING, may be asked."""
-        walk.end_turn()
+        """Whether another exchanger, or the last one without PIPELINING, may be asked. Ends the session of the last."""
+        walk.end_session()
         may_continue = walk.may_continue(asyncio.get_running_loop().time())
         return may_continue and (await self._targets.has_next(route, walk) or walk.repeat_stalled())
 
     async def acquire(self, key: PeerKey, route: Route, walk: Walk, *, reuse: bool = True) -> Connection | Reply:
-        """A connection ready for a transaction, to a host that had no turn in `walk`, a new one unless `reuse`; return
-        it with `release`. If there is none, a local reply, 4xx if the cause may be temporary.
+        """A connection ready for a transaction, to a host or address that was not tried in `walk`, a new one unless
+        `reuse`; return it with `release`. If there is none, a local reply, 4xx if the cause may be temporary.
         """
         if self._sweeper is None:
             self._sweep()
@@ -317,8 +317,8 @@ class Pool:
         return reply
 
     async def _connect_to_first(self, key: PeerKey, route: Route, walk: Walk) -> Connection | list[NoTarget]:
-        """A connection to the first target that accepts one, or the failures. Hosts that failed had their turn when
-        another one accepts.
+        """A connection to the first target that accepts one, or the failures. Hosts that failed count as tried
+        when another one accepts.
         """
         clock = asyncio.get_running_loop().time
         failures: list[NoTarget] = []
@@ -332,9 +332,9 @@ class Pool:
                     result.better_hosts = walk.better_hosts(target.host)
                     walk.addresses.update(failed_addresses)
                     failed_hosts = {failure.host for failure in failures} - {target.host}
-                    for host in failed_hosts - walk.turned:
+                    for host in failed_hosts - walk.hosts_tried:
                         self._back_off_unreachable(host, route, failures, clock())
-                    walk.turned |= failed_hosts
+                    walk.hosts_tried |= failed_hosts
                     return result
                 failures.append(result)
                 walk.on_no_target(result.remote, result.said or result.reply)

@@ -43,14 +43,14 @@ class SmtpCourier:
         walk = Walk(asyncio.get_running_loop().time(), progress.set_connecting, attempt=progress.attempt)
         outcomes: list[Outcome] = []
         indexes, open_indexes = tuple(range(len(envelope.recipients))), []
-        # A server that has `retry_now` accepts at least one recipient of each transaction, and each turn removes a host
-        # from the walk, so the loop ends.
+        # The loop ends: a server that has `retry_now` accepted at least one recipient of the transaction, and the walk
+        # is bounded by SESSIONS_MAX, its deadline, and one repetition without PIPELINING.
         try:
             while indexes:
                 remaining = replace(envelope, recipients=tuple(envelope.recipients[index] for index in indexes))
                 result = await self._transact(route, remaining, content, walk)
                 if isinstance(result, Reply):
-                    outcomes = outcomes or list(same_outcome(envelope, result))  # what an exchanger said is kept
+                    outcomes = outcomes or list(same_outcome(envelope, result))  # the reply of an exchanger is kept
                     indexes = ()
                 else:
                     outcomes = outcomes or list(result.outcomes)

@@ -1,7 +1,7 @@
 """Target selection: the addresses of a route in the order to try them (RFC 5321 section 5.1).
 
-Hosts have their turns by preference, those in back-off last. The addresses of a host are looked up when they are
-needed, and bounded in number, so that a host with many dead addresses does not use up the attempt.
+Hosts are tried by preference, those in back-off last. The addresses of a host are looked up when they are needed, and
+bounded in number, so that a host with many unreachable addresses does not use up the attempt.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class TargetSelector:
         count = 0
         own: str | None = None
         for preference, group in groupby(hosts, key=itemgetter(0)):
-            names = [host for _, host in group if host not in walk.turned]
+            names = [host for _, host in group if host not in walk.hosts_tried]
             answers = await asyncio.gather(*(self._resolver.addresses(host) for host in names))
             own = next((host for host, answer in zip(names, answers, strict=True) if self._is_own(answer, port)), None)
             if own is not None:  # RFC 5321 section 5.1: this server and all exchangers that are not better are out
@@ -134,7 +134,7 @@ class TargetSelector:
                 yield item
         if walk.sessions == 1:  # RFC 5321 section 5.1: at least two addresses
             for _, host in hosts:
-                if host in walk.turned:
+                if host in walk.hosts_tried:
                     for item in self._targets_of(route, host, port, await self._resolver.addresses(host), walk):
                         if isinstance(item, Target):
                             yield item
@@ -148,9 +148,9 @@ class TargetSelector:
         return isinstance(answer, IpAddresses) and any(self._own.contains(ip, port) for ip in answer.addresses)
 
     async def has_next(self, route: Route, walk: Walk) -> bool:
-        """Whether there is a target that had no turn in this walk."""
+        """Whether there is a target that was not tried in this walk."""
         hosts, _ = self._hosts_of_walk(route, walk)
-        if any(host not in walk.turned for _, host in hosts):
+        if any(host not in walk.hosts_tried for _, host in hosts):
             return True
         if walk.sessions != 1:
             return False
@@ -201,7 +201,7 @@ class TargetSelector:
         """A host's addresses that were not tried in this walk: the preferred family first, shuffled within each family.
 
         Of many addresses, half are of the other family, as with Postfix's smtp_balance_inet_protocols: one that this
-        machine cannot reach does not use up the host's turn.
+        machine cannot reach does not use up the addresses tried.
         """
         usable = [ip for ip in addresses if ip not in walk.addresses and self._sources.source_refusal(ip) is None]
         self._random.shuffle(usable)

@@ -1,7 +1,7 @@
 """Walk of one attempt over the exchangers of its route, by preference (RFC 5321 section 5.1). No I/O.
 
 After a temporary failure the open recipients go to the next exchanger in the same attempt, as in Postfix. A host whose
-addresses all fail, or that had a session, has had its turn, so that one host cannot use up the attempt.
+addresses all fail, or that had a session, is not tried again, so that one host cannot use up the attempt.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TEXT_MAX = 200  # characters of a reply's text in the record of an attempt
 
 
 class Walk:
-    """Progress of one attempt. `turned`: hosts that had their turn; `addresses`: those that were tried; `replies`: each
+    """Progress of one attempt. `hosts_tried`, `addresses`: those that failed or had a session; `replies`: each
     exchanger asked and what it replied, for the record of the attempt.
     """
 
@@ -30,7 +30,7 @@ class Walk:
         self.set_connecting = set_connecting  # see `delivery.courier.Progress`
         self.attempt = attempt
         self.hosts: tuple[tuple[int, str], ...] | None = None  # by preference; set by the first selection of targets
-        self.turned: set[str] = set()
+        self.hosts_tried: set[str] = set()
         self.addresses: set[str] = set()
         self.sessions = 0
         self.replies: list[ExchangerReply] = []
@@ -42,8 +42,8 @@ class Walk:
 
     @property
     def is_first_choice(self) -> bool:
-        """No exchanger had its turn yet: every connection of the peer is as good as a new one."""
-        return not self.turned
+        """No exchanger was tried yet: every connection of the peer is as good as a new one."""
+        return not self.hosts_tried
 
     def better_hosts(self, host: str) -> tuple[str, ...]:
         """The hosts with a lower preference value than `host`."""
@@ -82,10 +82,10 @@ class Walk:
             self.server_failures[host] = result.failure
         self.addresses.add(address)
 
-    def end_turn(self) -> None:
-        """The exchanger has no success for some recipients: the next one has its turn."""
+    def end_session(self) -> None:
+        """The exchanger has deferred some recipients: the next one may be asked."""
         if self._asked is not None:
-            self.turned.add(self._asked)
+            self.hosts_tried.add(self._asked)
             self._asked = None
             self.sessions += 1
 
@@ -101,7 +101,7 @@ class Walk:
             return False
         host, address = self.stalled
         self._is_repeated = True
-        self.turned.discard(host)
+        self.hosts_tried.discard(host)
         self.addresses.discard(address)
         return True
 

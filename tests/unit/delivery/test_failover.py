@@ -146,10 +146,12 @@ async def test_sessions_of_an_attempt_are_bounded() -> None:
         assert world.sessions == [1] * SESSIONS_MAX + [0, 0]
 
 
-async def test_host_with_many_dead_addresses_does_not_use_up_the_attempt() -> None:
+async def test_host_with_many_unreachable_addresses_does_not_use_up_the_attempt() -> None:
     async with exchangers({}) as world:
-        dead = tuple(f"127.0.1.{number}" for number in range(1, 10))
-        names = HostResolver(mx0=IpAddresses(dead), mx1=IpAddresses(("127.0.0.1",)), mx2=IpAddresses(dead))
+        unreachable = tuple(f"127.0.1.{number}" for number in range(1, 10))
+        names = HostResolver(
+            mx0=IpAddresses(unreachable), mx1=IpAddresses(("127.0.0.1",)), mx2=IpAddresses(unreachable)
+        )
         route = ToMx("r.test", ((0, "mx0.test"), (5, "mx2.test"), (10, "mx1.test")))
         async with courier(names, mx_port=world.remotes[0].port) as smtp:
             progress = Progress()
@@ -251,7 +253,7 @@ async def test_reply_about_one_message_does_not_back_the_exchanger_off(verb: str
         assert [len(remote.messages) for remote in world.remotes] == [1, 1]
 
 
-async def test_unreachable_exchanger_is_learned_for_all_its_sites() -> None:
+async def test_unreachable_exchanger_is_tried_last_by_all_its_sites() -> None:
     async with exchangers({}, {}) as world:
         await world.remotes[0].stop()
         assert await world.deliver() == ["Delivered"]
