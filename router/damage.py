@@ -74,6 +74,15 @@ async def _defer_lost_deliveries(
     return outputs
 
 
+def unusable_keys(shard: RouterShard, damaged: Sequence[Damaged]) -> Sequence[bytes]:
+    """The keys of damaged queue entries that no record replaces, to be removed after the commit of `repair_queue`."""
+    return [record.raw_key for record in damaged if record.raw_key is not None and not _is_replaced(shard, record)]
+
+
+def _is_replaced(shard: RouterShard, damaged: Damaged) -> bool:
+    return not damaged.is_key_damaged and (damaged.queue_id is None or shard.owns(damaged.queue_id))
+
+
 def keep_bytes(shard: RouterShard, queue: MailQueue, inputs: Sequence[Input], now: datetime) -> list[Record]:
     """As `quarantine_inputs`, after a bug in it: the bytes are kept, and nothing is done for their deliveries."""
     damaged = [entry.record for entry in inputs if isinstance(entry.record, Damaged)]
@@ -110,16 +119,16 @@ async def _restore_queue(
         if record.queue_id is not None:
             events = [event async for event in shard.history(record.queue_id) if not isinstance(event, Damaged)]
         restored = restored_entry(record, Remains(dispatched, is_open, events), context, now)
-        corrupt = corrupt_entry(record, shard.owns, NEVER_DUE if restored is None else now + KEPT, now)
-        if restored is None:  # it replaces the damaged entry
-            delivery = replace(corrupt.delivery, id=DeliveryId(record.key))
-            corrupt = replace(corrupt, delivery=delivery)
-        else:
-            outputs.append(restored)
-        outputs.append(corrupt)
-        _report(record, restored=restored is not None)
-    for output in outputs:
-        queue.apply(output)
+        if queue.entry(delivery_id) is not None:
+            restored = None  # under its intact key the log has a later entry
+        is_saved = restored is not None or queue.entry(delivery_id) is not None
+        corrupt = corrupt_entry(record, shard.owns, now + KEPT if is_saved else NEVER_DUE, now)
+        if not is_saved and _is_replaced(shard, record):
+            corrupt = replace(corrupt, delivery=replace(corrupt.delivery, id=delivery_id))
+        for output in (corrupt,) if restored is None else (restored, corrupt):
+            queue.apply(output)
+            outputs.append(output)
+        _report(record, restored=is_saved)
     return outputs
 
 

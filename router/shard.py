@@ -43,7 +43,7 @@ from router.accounting import BatchAccounting
 from router.batch_budget import BatchBudget
 from router.clock_step import ClockStep, due_now
 from router.content_placement import ContentPlacement
-from router.damage import keep_bytes, quarantine_inputs, repair_queue
+from router.damage import keep_bytes, quarantine_inputs, repair_queue, unusable_keys
 from router.decide import Due, Trigger, content_to_quote, decide, entry_of
 from router.dedup import RecentQueueIds
 from router.mail_queue import QUARANTINE_REASON, MailQueue
@@ -140,6 +140,8 @@ async def _replay(state: ShardState) -> MailQueue:
     repairs = await repair_queue(state.shard, queue, damaged, context, state.router.now())
     if repairs:
         await state.shard.commit(repairs, ())
+    if keys := unusable_keys(state.shard, damaged):
+        await state.shard.remove_keys(keys)
     state.router.metrics.shard_replayed(state.shard.number, queue)
     return queue
 

@@ -145,7 +145,13 @@ class RouterShard(Protocol):
 
     def replay(self) -> AsyncIterator[Sequence[QueueEntry | Damaged]]:
         """The shard's queue entries in batches: the latest record of each delivery, settled ones left out. A damaged
-        one is returned at each replay until its key is written again.
+        one is returned at each replay until its key is written again, or removed by `remove_keys`.
+        """
+        ...
+
+    async def remove_keys(self, raw_keys: Sequence[bytes]) -> None:
+        """Remove queue entries of this shard by their keys as stored: damaged keys, which no record can have. Call it
+        once what remains of them is durable. Raises as `commit`.
         """
         ...
 

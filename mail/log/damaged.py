@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mail.log.topics import ShardCounts, shard_of_message
+from mail.log.codec import FrameError, UnknownVersion, decode
+from mail.log.topics import QUEUE, ShardCounts, shard_of_message
 from mail.message import DeliveryId, QueueId, queue_id_of, queue_id_time
 from mail.record import QueueEntry
 
@@ -23,7 +24,8 @@ class Damaged:
     apart from the frame, and `is_content_intact` whether it has the right checksum.
 
     `key` is the queue id or delivery id of the record, "" if it is unknown. `offset` is None in a compacted topic,
-    where `previous` is an older record with the same key, if the log still has one.
+    where `raw_key` is the key as stored, and `previous` an older record with the same key, if the log still has one; of
+    a record whose key alone is damaged, `previous` is the record.
     """
 
     topic: str
@@ -35,6 +37,12 @@ class Damaged:
     content: bytes = b""
     is_content_intact: bool = False
     previous: QueueEntry | None = None
+    raw_key: bytes | None = None
+
+    @property
+    def is_key_damaged(self) -> bool:
+        """Whether no later record can replace it."""
+        return self.raw_key is not None and (self.raw_key != self.key.encode() or self.queue_id is None)
 
     @property
     def position(self) -> str:
@@ -51,6 +59,23 @@ class Damaged:
         except (ValueError, OverflowError, OSError):  # also for a time outside of what the platform can show
             return None
         return queue_id
+
+
+def decode_queue_entry(shard: int, raw_key: bytes, frame: bytes) -> QueueEntry | Damaged:
+    """Decode the frame of a queue entry with this key. Raises UnknownVersion."""
+    key = raw_key.decode(errors="replace")
+    try:
+        entry = decode(frame, QueueEntry)
+    except UnknownVersion:
+        raise
+    except FrameError as reason:
+        if _ID.fullmatch(f'"{key}"'.encode()) is None:
+            key = find_id(frame) or key
+        return Damaged(QUEUE.name, shard, None, key, frame, str(reason), raw_key=raw_key)
+    delivery_id = entry.delivery.id
+    if delivery_id.encode() == raw_key:
+        return entry
+    return Damaged(QUEUE.name, shard, None, delivery_id, frame, f"its key is {key!r}", previous=entry, raw_key=raw_key)
 
 
 def find_id(frame: bytes) -> str:

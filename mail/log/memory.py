@@ -33,7 +33,7 @@ from mail.log import (
     Usable,
 )
 from mail.log.codec import FrameError, UnknownVersion, decode, encode
-from mail.log.damaged import find_id, report_shards
+from mail.log.damaged import decode_queue_entry, find_id, report_shards
 from mail.log.followers import Followers, KeyedFrame
 from mail.log.ownership import ExclusiveOwnership
 from mail.log.queue_summary import QueueSummary
@@ -258,7 +258,13 @@ class MemoryLog:
         self.notify()
 
     def queue_entries_of_shard(self, shard: int) -> list[QueueEntry | Damaged]:
-        return [_decode(frame, QUEUE, shard, None, key) for key, frame in self._compacted[QUEUE.name, shard].items()]
+        return [_decode_queue_entry(shard, key, frame) for key, frame in self._compacted[QUEUE.name, shard].items()]
+
+    def remove_queue_keys(self, shard: int, raw_keys: Sequence[bytes]) -> None:
+        if self._failure is not None:
+            raise LogUnavailable(self._failure)
+        for raw_key in raw_keys:
+            self._compacted[QUEUE.name, shard].pop(raw_key.decode("utf-8", "surrogateescape"), None)
 
     def open_dispatches(self, *topics: Topic) -> list[tuple[str, int, int, bytes]]:
         """Topic, shard, offset and frame of the unconsumed records of these topics."""
@@ -325,6 +331,12 @@ class _MemoryRouterShard:
         entries = iter(self._log.queue_entries_of_shard(self.number))
         while batch := list(islice(entries, _REPLAY_BATCH)):
             yield batch
+
+    async def remove_keys(self, raw_keys: Sequence[bytes]) -> None:
+        await asyncio.sleep(0)
+        if self._is_closed:
+            raise ShardLost
+        self._log.remove_queue_keys(self.number, raw_keys)
 
     async def read(self, limit: int, wait: timedelta) -> Sequence[Input]:
         loop = asyncio.get_running_loop()
@@ -396,6 +408,13 @@ def _decode(frame: bytes, topic: Topic, shard: int, offset: int | None, key: str
         raise _unreadable(topic, shard, f"offset {offset}" if offset else f"key {key}", reason) from None
     except FrameError as reason:
         return Damaged(topic.name, shard, offset, key or find_id(frame), frame, str(reason))
+
+
+def _decode_queue_entry(shard: int, key: str, frame: bytes) -> QueueEntry | Damaged:
+    try:
+        return decode_queue_entry(shard, key.encode("utf-8", "surrogateescape"), frame)
+    except UnknownVersion as reason:
+        raise _unreadable(QUEUE, shard, f"key {key}", reason) from None
 
 
 def _unreadable(topic: Topic, shard: int, position: str, reason: FrameError) -> LogUnusable:

@@ -11,7 +11,7 @@ import pytest
 from mail.log import Log
 from mail.log.embedded import EmbeddedLog, database_thread
 from mail.log.embedded.commit import Change, NewEntry, compacted_key, shard_base_id
-from mail.log.embedded.store import Store
+from mail.log.embedded.store import Store, encode_text
 from mail.log.memory import MemoryLog
 from mail.log.topics import EVENTS, Topic
 from mail.message import QueueId
@@ -84,8 +84,14 @@ class EmbeddedHarness:
     async def append_frame(self, log: Log, topic: Topic, shard: int, frame: bytes, key: str) -> None:
         assert isinstance(log, EmbeddedLog)
         if topic.compacted:
-            change = Change(compacted={compacted_key(topic, shard, key): frame})
-        elif topic is EVENTS:
+            intact, planted = compacted_key(topic, shard, "planted"), compacted_key(topic, shard, key)
+            await log.writer.change(Change(compacted={intact: frame}))
+            statement = "UPDATE pending SET key = CAST(? AS TEXT) WHERE key = ?"
+            await log.writer.query(
+                lambda store: store._connection.execute(statement, (encode_text(planted), intact)).rowcount
+            )
+            return
+        if topic is EVENTS:
             change = Change(events=[(int(NOON.timestamp() * 1000), key, frame)])
         else:
             change = Change(entries=[NewEntry(shard_base_id(topic, shard), frame)])

@@ -16,9 +16,9 @@ from typing import Any, Generic, TypeVar
 
 from mail.log import Entry, FoundDispatch, Input, LogUnavailable, LogUnusable, ShardLost
 from mail.log.codec import FrameError, UnknownVersion, decode, encode
-from mail.log.damaged import Damaged, find_id, report_shards
-from mail.log.embedded.commit import Change, inline_content, offset_of, shard_base_id, topic_and_shard_of
-from mail.log.embedded.store import EntryRow, Store, newer_version
+from mail.log.damaged import Damaged, decode_queue_entry, find_id, report_shards
+from mail.log.embedded.commit import Change, compacted_key, inline_content, offset_of, shard_base_id, topic_and_shard_of
+from mail.log.embedded.store import EntryRow, Store, encode_text, newer_version
 from mail.log.embedded.writer import Writer
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, EVENTS, QUEUE, Topic, shard_of_message
 from mail.message import DeliveryId, QueueId
@@ -227,14 +227,18 @@ class EmbeddedRouterShard:
             yield [self._decode_queue_entry(*row) for row in rows]
 
     def _decode_queue_entry(self, row_key: str, frame: bytes) -> QueueEntry | Damaged:
-        key = row_key.partition("/")[2].encode("utf-8", "replace").decode()
+        raw_key = encode_text(row_key.partition("/")[2])
         try:
-            return decode(frame, QueueEntry)
+            return decode_queue_entry(self.number, raw_key, frame)
         except UnknownVersion as reason:
-            position = f"{QUEUE.name}, shard {self.number}, key {key}"
+            position = f"{QUEUE.name}, shard {self.number}, key {raw_key.decode(errors='replace')}"
             raise newer_version(self._writer.location, position, reason) from None
-        except FrameError as reason:
-            return Damaged(QUEUE.name, self.number, None, key, frame, str(reason))
+
+    async def remove_keys(self, raw_keys: Sequence[bytes]) -> None:
+        if self._is_closed or self._writer.crashed.is_set():
+            raise ShardLost
+        first = compacted_key(QUEUE, self.number, "").encode()
+        await self._writer.query(partial(Store.remove_keys, raw_keys=[first + raw_key for raw_key in raw_keys]))
 
     async def read(self, limit: int, wait: timedelta) -> Sequence[Input]:
         loop = asyncio.get_running_loop()

@@ -219,6 +219,11 @@ class Store:
             self._connection.execute(statement, (orjson.dumps(old).decode(),))
         return len(old) == limit
 
+    def remove_keys(self, raw_keys: Sequence[bytes]) -> None:
+        """Remove compacted records by their whole keys, as stored."""
+        statement = "DELETE FROM pending WHERE key = CAST(? AS TEXT)"
+        self._connection.executemany(statement, [(raw_key,) for raw_key in raw_keys])
+
     def vacuum(self) -> bool:
         """Return some unused pages to the file system; returns whether there are more."""
         execute = self._connection.execute
@@ -316,17 +321,17 @@ class Store:
         first = compacted_key(topic, shard, prefix)
         statement = "SELECT key, frame FROM pending WHERE key > CAST(? AS TEXT) AND key < ? ORDER BY key LIMIT ?"
         end = f"{first}\U0010ffff" if prefix else f"{first[:-1]}0"  # the character after "/": of damaged keys too
-        return _bounded(self._connection.execute(statement, (_encode_text(max(after, first)), end, limit)))
+        return _bounded(self._connection.execute(statement, (encode_text(max(after, first)), end, limit)))
 
     def all_queue_entries(self, after: str, limit: int) -> list[tuple[str, bytes]]:
         """As `compacted`, of all shards of `queue`: the only keys that begin with a digit."""
         statement = "SELECT key, frame FROM pending WHERE key > CAST(? AS TEXT) AND key < ':' ORDER BY key LIMIT ?"
-        return _bounded(self._connection.execute(statement, (_encode_text(after), limit)))
+        return _bounded(self._connection.execute(statement, (encode_text(after), limit)))
 
     def all_compacted(self, after: str, limit: int) -> list[tuple[str, bytes]]:
         """As `compacted`, of all topics."""
         statement = "SELECT key, frame FROM pending WHERE key > CAST(? AS TEXT) ORDER BY key LIMIT ?"
-        return _bounded(self._connection.execute(statement, (_encode_text(after), limit)))
+        return _bounded(self._connection.execute(statement, (encode_text(after), limit)))
 
     def all_events(self, after: int, limit: int) -> Sequence[tuple[int, bytes]]:
         return _bounded(self._connection.execute("SELECT id, frame FROM event WHERE id > ? LIMIT ?", (after, limit)))
@@ -380,7 +385,8 @@ def _decode_text(text: bytes) -> str:
     return text.decode("utf-8", "surrogateescape")  # a damaged row
 
 
-def _encode_text(text: str) -> bytes:
+def encode_text(text: str) -> bytes:
+    """The bytes of a text column; a damaged one need not be UTF-8."""
     return text.encode("utf-8", "surrogateescape")
 
 
@@ -388,7 +394,7 @@ def _as_bytes(value: object) -> bytes:
     """A column of bytes; of a damaged row it may have another type."""
     if isinstance(value, bytes):
         return value
-    return b"" if value is None else _encode_text(str(value))
+    return b"" if value is None else encode_text(str(value))
 
 
 def _bounded(cursor: Iterable[tuple[Key, object]]) -> list[tuple[Key, bytes]]:

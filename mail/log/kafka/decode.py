@@ -9,14 +9,14 @@ from typing import Any
 
 from aiokafka import ConsumerRecord, TopicPartition
 
-from mail.log import LogUnusable
+from mail.log import LogUnusable, damaged
 from mail.log.codec import FrameError, UnknownVersion, decode
 from mail.log.damaged import Damaged, find_id
 from mail.log.followers import KeyedFrame, decode_keyed
 from mail.log.kafka.access import Access
 from mail.log.kafka.partition_reader import FETCH_WAIT, PartitionReader
 from mail.log.kafka.timeouts import TIMEOUTS
-from mail.log.topics import QUEUE, ShardCounts, Topic
+from mail.log.topics import ShardCounts, Topic
 from mail.record import Dispatched, QueueEntry
 
 _PARTITIONS_AT_A_TIME = 4
@@ -40,11 +40,9 @@ def decode_record(access: Access, record: ConsumerRecord[bytes, bytes]) -> Any:
 def decode_queue_entry(access: Access, tp: TopicPartition, key: bytes, frame: bytes) -> QueueEntry | Damaged:
     """Decode a queue entry. Raises LogUnusable for a newer version."""
     try:
-        return decode(frame, QueueEntry)
+        return damaged.decode_queue_entry(tp.partition, key, frame)
     except UnknownVersion as reason:
         raise unreadable_queue_entry(access, tp, key, reason) from None
-    except FrameError as reason:
-        return Damaged(QUEUE.name, tp.partition, None, key.decode(errors="replace"), frame, str(reason))
 
 
 def unreadable_queue_entry(access: Access, tp: TopicPartition, key: bytes, reason: UnknownVersion) -> LogUnusable:

@@ -8,7 +8,7 @@ of each key. Failures raise LogUnavailable, and `rewind` opens the shard again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from itertools import islice
@@ -29,7 +29,7 @@ from mail.log.kafka.decode import (
 from mail.log.kafka.history import KafkaHistoryReader
 from mail.log.kafka.partition_reader import PartitionReader
 from mail.log.kafka.timeouts import TIMEOUTS
-from mail.log.kafka.transactional_producer import TransactionalProducer, batch_by_partition
+from mail.log.kafka.transactional_producer import Batches, TransactionalProducer, batch_by_partition
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, QUEUE, ROUTER, ShardCounts, shard_of_message
 from mail.message import DeliveryId, QueueId
 from mail.record import Event, QueueEntry, Record
@@ -164,7 +164,13 @@ class KafkaRouterShard:
             await asyncio.sleep(0)
         if damaged:
             older = await read_older_entries(self._access, partition, damaged)
-            yield [replace(entry, previous=older.get(key)) for key, entry in damaged.items()]
+            yield [replace(entry, previous=entry.previous or older.get(key)) for key, entry in damaged.items()]
+
+    async def remove_keys(self, raw_keys: Sequence[bytes]) -> None:
+        await self._open()
+        partition = self._access.partition(QUEUE, self.number)
+        await self._write({partition: [(raw_key, None) for raw_key in raw_keys]}, {})
+        self._has_committed = True
 
     async def read(self, limit: int, wait: timedelta) -> Sequence[Input]:
         if self.lost.is_set():
@@ -221,15 +227,18 @@ class KafkaRouterShard:
             return
         now = asyncio.get_running_loop().time()
         self._next_read_at = now + TIMEOUTS.router_batch_seconds if len(consumed) >= _BUSY_INPUTS else 0.0
+        await self._write(batch_by_partition(outputs, self._counts(), self._access), offsets)
+        self._read_count = 0
+        self._has_committed = True
+        self._on_routed(sum(entry.topic == ACCEPTED.name for entry in consumed))
+
+    async def _write(self, batches: Batches, offsets: Mapping[TopicPartition, int]) -> None:
         try:
-            await self._producer.commit(batch_by_partition(outputs, self._counts(), self._access), offsets)
+            await self._producer.commit(batches, offsets)
         except (LogUnavailable, ShardLost) as error:
             self._is_open, self._needs_rewind = False, True
             self.outage = str(error) if isinstance(error, LogUnavailable) else None
             raise
-        self._read_count = 0
-        self._has_committed = True
-        self._on_routed(sum(entry.topic == ACCEPTED.name for entry in consumed))
 
 
 def _decode_input(access: Access, record: ConsumerRecord[bytes, bytes]) -> Input:

@@ -117,6 +117,29 @@ class DamagedRecordTests:
             assert not [record for record in await replay_all(router) if isinstance(record, Damaged)]
         await log.close()
 
+    @pytest.mark.parametrize("is_frame_intact", [False, True])
+    @pytest.mark.parametrize("raw_key", [b"key", b"\xff\xfe-1", queue_id(1).encode()[:-1] + b"\xff-1"])
+    async def test_a_damaged_key_is_replayed_until_it_is_removed(
+        self, harness: Harness, raw_key: bytes, is_frame_intact: bool
+    ) -> None:
+        log = await harness.make(LogSettings())
+        entry, other = queue_entry(1), queue_entry(2)
+        await log.append(other)
+        frame = (encode(entry) or b"") if is_frame_intact else overwritten(entry)
+        await harness.append_frame(log, QUEUE, 0, frame, raw_key.decode("utf-8", "surrogateescape"))
+        async with router_shard_of(log) as router:
+            for _ in range(2):
+                (damaged,) = [record for record in await replay_all(router) if isinstance(record, Damaged)]
+                assert (damaged.raw_key, damaged.frame, damaged.is_key_damaged) == (raw_key, frame, True)
+                assert (damaged.key, damaged.previous) == (entry.delivery.id, entry if is_frame_intact else None)
+            await router.commit([entry], [])
+            await router.remove_keys([raw_key])
+            assert sorted(await replay_all(router), key=repr) == sorted([entry, other], key=repr)
+        summary = QueueSummary()
+        await log.summarize_queue(summary)
+        assert (summary.damaged, summary.total.deliveries) == (0, 2)
+        await log.close()
+
     async def test_the_dispatch_of_a_delivery_is_found(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         for number in (1, 2):

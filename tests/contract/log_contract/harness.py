@@ -37,7 +37,9 @@ class Harness(Protocol):
         ...
 
     async def append_frame(self, log: Log, topic: Topic, shard: int, frame: bytes, key: str) -> None:
-        """Write raw bytes as the next entry of a shard; `key` is the key that `place` gives such a record."""
+        """Write raw bytes as the next entry of a shard; `key` is the key that `place` gives such a record. A byte of a
+        damaged key is a lone surrogate.
+        """
         ...
 
     def fail_writes(self, log: Log) -> None:

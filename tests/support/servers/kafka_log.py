@@ -90,7 +90,8 @@ async def append_frame(settings: LogSettings, topic: Topic, shard: int, frame: b
     producer = AIOKafkaProducer(acks="all", **make_access(settings).client_options())
     await producer.start()
     try:
-        metadata = await producer.send_and_wait(settings.prefix + topic.name, frame, key.encode(), partition=shard)
+        raw_key = key.encode("utf-8", "surrogateescape")
+        metadata = await producer.send_and_wait(settings.prefix + topic.name, frame, raw_key, partition=shard)
         return int(metadata.offset)
     finally:
         await producer.stop()

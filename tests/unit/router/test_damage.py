@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +361,55 @@ def test_queue_entry_is_restored_from_what_is_later(
     assert restored is not None
     assert restored.attempts == attempts
     assert (restored.state.cause if isinstance(restored.state, Waiting) else None) == cause
+
+
+DAMAGED_KEYS = ("CAST(x'303030302fff2d31' AS TEXT)", "'0000/key'", "key || CAST(x'ff' AS TEXT)")
+
+
+@pytest.mark.parametrize(
+    ("key", "is_frame_intact"), [*product(DAMAGED_KEYS, (False, True)), ("key || '7'", True)], ids=str
+)
+async def test_queue_entry_with_a_damaged_key_is_repaired_once(tmp_path: Path, key: str, is_frame_intact: bool) -> None:
+    box = Box(tmp_path / "log.db")
+    mails = await dispatch_two(box)
+    queue_id = mails[0].message.queue_id
+    if not is_frame_intact:
+        box.change(f"UPDATE pending SET frame = {MIDDLE} WHERE instr(key, ?)", queue_id)
+    box.change(f"UPDATE pending SET key = {key} WHERE instr(key, ?)", queue_id)
+    with structlog.testing.capture_logs() as lines:
+        await check_closed(box, mails)
+        async with box.run() as setup:  # the next start finds nothing damaged
+            summary = QueueSummary()
+            await setup.log.summarize_queue(summary)
+            assert summary.damaged == 0
+            assert [is_corrupt(entry) for entry in await setup.entries()] == [True]
+    assert [line["restored"] for line in lines if line["event"] == "damaged record quarantined"] == [True]
+    assert len(box.dispatched) == 2  # nothing was dispatched twice
+
+
+async def test_entry_under_a_damaged_key_replaces_no_entry_under_the_intact_key(tmp_path: Path) -> None:
+    box = Box(tmp_path / "log.db")
+    mails = await dispatch_two(box)
+    box.change(
+        "INSERT INTO pending SELECT '0000/key', frame FROM pending WHERE instr(key, ?)", mails[0].message.queue_id
+    )
+    await check_closed(box, mails)
+    assert len(box.dispatched) == 2
+
+
+async def test_damaged_key_that_nothing_restores_is_in_quarantine_once(tmp_path: Path) -> None:
+    box = Box(tmp_path / "log.db")
+    async with box.run(router=False, delivery=False) as setup:
+        await setup.log.append(queue_entry(1))
+    box.change("UPDATE pending SET key = CAST(x'303030302fff' AS TEXT), frame = x'00'")
+    for _ in range(2):
+        async with box.run() as setup:
+            await other_mail_flows(setup)
+            (entry,) = await setup.entries()
+            assert entry.content == Inline(b"\0")
+            summary = QueueSummary()
+            await setup.log.summarize_queue(summary)
+            assert summary.damaged == 0
 
 
 def three_recipients(number: int, attempts: int) -> tuple[Dispatched, QueueEntry, list[Event]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ import pytest
 from eilpost.doctor import unreadable
 from eilpost.doctor.finding import Finding, Level
 from mail.log import Damaged, LogUnavailable
-from mail.log.codec import encode
+from mail.log.codec import FrameError, decode, encode
 from mail.log.kafka.access import make_access
 from mail.log.kafka.decode import decode_queue_entry
 from mail.log.kafka.history import KafkaHistoryReader
@@ -55,7 +56,10 @@ class FakeHistoryReader:
     async def queue_entries_of_shard(self, shard: int) -> AsyncIterator[QueueEntry | Damaged]:
         if shard == self.hangs_at_shard:
             await asyncio.sleep(60)
-        yield decode_queue_entry(ACCESS, ACCESS.partition(QUEUE, shard), b"a-key", self._queue[shard])
+        frame, key = self._queue[shard], b"a-key"
+        with suppress(FrameError):
+            key = decode(frame, QueueEntry).delivery.id.encode()
+        yield decode_queue_entry(ACCESS, ACCESS.partition(QUEUE, shard), key, frame)
 
 
 async def look(history_reader: FakeHistoryReader, shards: int = 0) -> list[Finding]:
@@ -122,5 +126,5 @@ async def test_damaged_records_are_named_with_what_follows() -> None:
     assert [finding.subject for finding in findings] == subjects
     assert [finding.level for finding in findings] == [Level.FAIL, Level.FAIL, Level.WARN]
     assert "mail.accepted, shard 3, offset 17 is damaged: it should have" in findings[0].text
-    assert "mail.queue, shard 0, key a-key is damaged" in findings[1].text
+    assert f"mail.queue, shard 0, key {queue_entry().delivery.id} is damaged" in findings[1].text
     assert findings[2].text == "damaged records in quarantine: 1"
