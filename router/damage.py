@@ -6,16 +6,16 @@ log what it still has.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 
 import structlog
 from msgspec.structs import replace
 
-from mail.log import Damaged, Entry, Input, RouterShard
+from mail.log import Damaged, Entry, FoundDispatch, Input, RouterShard
 from mail.log.topics import ATTEMPTED
 from mail.message import Content, DeliveryId, Inline
-from mail.record import Active, Event, QueueEntry, Record
+from mail.record import Active, Event, QueueEntry, Record, is_corrupt
 from mail.telemetry.log import DAMAGED_RECORDS
 from router.mail_queue import MailQueue
 from router.quarantine import NEVER_DUE, corrupt_entry, defer_lost
@@ -24,6 +24,7 @@ from router.routing_context import RoutingContext, RoutingPolicy
 
 logger = structlog.get_logger()
 
+RESTORED_AT_A_TIME = 500  # one scan for their dispatches, whose content is in memory meanwhile
 KEPT = timedelta(days=7)  # the bytes of a record whose delivery was saved
 
 
@@ -65,10 +66,12 @@ async def _defer_lost_deliveries(
 ) -> list[Record]:
     active = [entry.delivery.id for entry in queue.entries() if isinstance(entry.state, Active)]
     outputs: list[Record] = []
-    for delivery_id in await shard.lost_deliveries(active, reports) if active else ():
-        lost = queue.entry(delivery_id)
-        assert lost is not None
-        content = lost.content or await _find_content(shard, lost, [entry.record for entry in reports])
+    lost_ids = await shard.lost_deliveries(active, reports) if active else ()
+    entries = [entry for delivery_id in lost_ids if (entry := queue.entry(delivery_id)) is not None]
+    contents = await _find_contents(shard, entries, [entry.record for entry in reports])
+    for lost in entries:
+        delivery_id = lost.delivery.id
+        content = contents[delivery_id]
         outputs += defer_lost(lost, content, policy, now)
         logger.warning("delivery without its dispatch and report deferred", shard=shard.number, delivery_id=delivery_id)
     return outputs
@@ -94,8 +97,19 @@ def keep_bytes(shard: RouterShard, queue: MailQueue, inputs: Sequence[Input], no
     return outputs
 
 
-async def _find_content(shard: RouterShard, lost: QueueEntry, reports: Sequence[Damaged]) -> Content | None:
-    """The content of an active delivery, which was in its dispatch only."""
+async def _find_contents(
+    shard: RouterShard, entries: Sequence[QueueEntry], reports: Sequence[Damaged]
+) -> Mapping[DeliveryId, Content | None]:
+    """The contents of active deliveries, most of which were in their dispatches only."""
+    contents = {entry.delivery.id: entry.content or _reported_content(entry, reports) for entry in entries}
+    missing = [delivery_id for delivery_id, content in contents.items() if content is None]
+    if not missing:
+        return contents
+    found = await shard.find_dispatches(missing)
+    return contents | {each.delivery.id: each.content for each, _ in found.values() if each is not None}
+
+
+def _reported_content(lost: QueueEntry, reports: Sequence[Damaged]) -> Content | None:
     size = lost.delivery.message.size_bytes
     contents = [report for report in reports if report.is_content_intact]
     same_key = [report for report in contents if report.key == lost.delivery.id]
@@ -103,8 +117,7 @@ async def _find_content(shard: RouterShard, lost: QueueEntry, reports: Sequence[
     for candidates in (same_key, same_size):
         if len(candidates) == 1:
             return Inline(candidates[0].content)
-    dispatched, _ = await shard.find_dispatch(lost.delivery.id)
-    return None if dispatched is None else dispatched.content
+    return None
 
 
 async def _restore_queue(
@@ -112,16 +125,22 @@ async def _restore_queue(
 ) -> list[Record]:
     """The records that replace damaged queue entries; they are applied to `queue`."""
     outputs: list[Record] = []
-    for record in damaged:
+    found: Mapping[DeliveryId, FoundDispatch] = {}
+    for number, record in enumerate(damaged):
+        if number % RESTORED_AT_A_TIME == 0:
+            part = damaged[number : number + RESTORED_AT_A_TIME]
+            found = await shard.find_dispatches({DeliveryId(each.key) for each in part})
         delivery_id = DeliveryId(record.key)
-        dispatched, is_open = await shard.find_dispatch(delivery_id)
+        dispatched, is_open = found[delivery_id]
         events: list[Event] = []
         if record.queue_id is not None:
             events = [event async for event in shard.history(record.queue_id) if not isinstance(event, Damaged)]
         restored = restored_entry(record, Remains(dispatched, is_open, events), context, now)
-        if queue.entry(delivery_id) is not None:
+        known = queue.entry(delivery_id)
+        is_known = known is not None and not is_corrupt(known)
+        if is_known:
             restored = None  # under its intact key the log has a later entry
-        is_saved = restored is not None or queue.entry(delivery_id) is not None
+        is_saved = is_known or restored is not None
         corrupt = corrupt_entry(record, shard.owns, now + KEPT if is_saved else NEVER_DUE, now)
         if not is_saved and _is_replaced(shard, record):
             corrupt = replace(corrupt, delivery=replace(corrupt.delivery, id=delivery_id))

@@ -9,7 +9,7 @@ the same commit.** Every adapter passes the contract suite in `tests/contract/`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
@@ -163,8 +163,8 @@ class RouterShard(Protocol):
         """
         ...
 
-    async def find_dispatch(self, delivery_id: DeliveryId) -> FoundDispatch:
-        """The last dispatch of a delivery that the log still has. Slow: for damaged records."""
+    async def find_dispatches(self, delivery_ids: Collection[DeliveryId]) -> Mapping[DeliveryId, FoundDispatch]:
+        """For each delivery its last dispatch that the log still has. Slow, one scan for all: for damaged records."""
         ...
 
     def history(self, queue_id: QueueId, /) -> AsyncIterator[Event | Damaged]:

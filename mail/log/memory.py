@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
@@ -306,13 +306,14 @@ class _MemoryRouterShard:
     def owns(self, queue_id: QueueId) -> bool:
         return shard_of_message(queue_id, self._log.counts) == self.number
 
-    async def find_dispatch(self, delivery_id: DeliveryId) -> FoundDispatch:
+    async def find_dispatches(self, delivery_ids: Collection[DeliveryId]) -> Mapping[DeliveryId, FoundDispatch]:
+        reported = {find_id(frame) for *_, frame in self._log.open_dispatches(ATTEMPTED)}
+        found = {each: FoundDispatch(None, is_open=each in reported) for each in delivery_ids}
         for _, shard, offset, frame in self._log.open_dispatches(DISPATCHED):
             record = _decode(frame, DISPATCHED, shard, offset)
-            if not isinstance(record, Damaged) and record.delivery.id == delivery_id:
-                return FoundDispatch(record, is_open=True)
-        reports = self._log.open_dispatches(ATTEMPTED)
-        return FoundDispatch(None, is_open=any(find_id(frame) == delivery_id for *_, frame in reports))
+            if not isinstance(record, Damaged) and record.delivery.id in found:
+                found[record.delivery.id] = FoundDispatch(record, is_open=True)
+        return found
 
     def history(self, queue_id: QueueId) -> AsyncIterator[Event | Damaged]:
         return self._log.history(queue_id)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import islice
@@ -186,13 +186,14 @@ class EmbeddedRouterShard:
     def owns(self, queue_id: QueueId) -> bool:
         return shard_of_message(queue_id, self._writer.counts) == self.number
 
-    async def find_dispatch(self, delivery_id: DeliveryId) -> FoundDispatch:
-        for row in await self._writer.query(partial(Store.find_dispatches, delivery_id=delivery_id)):
-            record = decode_row(row, DISPATCHED, self._writer.location)
-            if not isinstance(record, Damaged) and record.delivery.id == delivery_id:
-                return FoundDispatch(record, is_open=True)
+    async def find_dispatches(self, delivery_ids: Collection[DeliveryId]) -> Mapping[DeliveryId, FoundDispatch]:
         named = await self._writer.query(partial(Store.named_deliveries, without=()))
-        return FoundDispatch(None, is_open=delivery_id in named)
+        found = {each: FoundDispatch(None, is_open=each in named) for each in delivery_ids}
+        for row in await self._writer.query(partial(Store.find_dispatches, delivery_ids=found.keys())):
+            record = decode_row(row, DISPATCHED, self._writer.location)
+            if not isinstance(record, Damaged) and record.delivery.id in found:
+                found[record.delivery.id] = FoundDispatch(record, is_open=True)
+        return found
 
     async def history(self, queue_id: QueueId) -> AsyncIterator[Event | Damaged]:
         after = 0

@@ -302,12 +302,16 @@ class Store:
                     return True
         return False
 
-    def find_dispatches(self, delivery_id: str) -> list[EntryRow]:
-        """The entries of `dispatched` whose frame contains this delivery id."""
+    def find_dispatches(self, delivery_ids: Container[str]) -> list[EntryRow]:
+        """The entries of `dispatched` whose first id is one of these."""
+        heads = self._connection.execute(
+            "SELECT id, substr(frame, 1, ?) FROM entry WHERE id > ? AND id < ?", (HEAD_BYTES, *topic_ids(DISPATCHED))
+        )
+        ids = [entry_id for entry_id, head in heads if find_id(_as_bytes(head)) in delivery_ids]
         rows = self._connection.execute(
             "SELECT entry.id, frame, body, checksum, content FROM entry LEFT JOIN body ON body.id = entry.body"
-            " WHERE entry.id > ? AND entry.id < ? AND instr(frame, ?)",
-            (*topic_ids(DISPATCHED), f'"{delivery_id}"'.encode()),
+            " WHERE entry.id IN (SELECT value FROM json_each(?)) ORDER BY entry.id",
+            (orjson.dumps(ids).decode(),),
         )
         return [
             EntryRow(entry_id, _as_bytes(frame), body, checksum, None if content is None else _as_bytes(content))

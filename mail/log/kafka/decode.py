@@ -17,6 +17,7 @@ from mail.log.kafka.access import Access
 from mail.log.kafka.partition_reader import FETCH_WAIT, PartitionReader
 from mail.log.kafka.timeouts import TIMEOUTS
 from mail.log.topics import ShardCounts, Topic
+from mail.message import DeliveryId
 from mail.record import Dispatched, QueueEntry
 
 _PARTITIONS_AT_A_TIME = 4
@@ -69,16 +70,24 @@ async def read_older_entries(access: Access, tp: TopicPartition, keys: Container
     return entries
 
 
-async def find_last_dispatch(access: Access, partitions: Sequence[TopicPartition], key: bytes) -> Dispatched | None:
-    """The last dispatch of a delivery that is still in the topic, consumed or not. Raises LogUnavailable."""
-    found: Dispatched | None = None
+async def find_last_dispatches(
+    access: Access, partitions: Sequence[TopicPartition], keys: Container[bytes]
+) -> Mapping[DeliveryId, Dispatched]:
+    """The last dispatch of each delivery that is still in the topic, consumed or not. Raises LogUnavailable."""
+    found: dict[DeliveryId, Dispatched] = {}
     async with open_reader(access, partitions) as reader:
         async for records in reader.read_to_end(TIMEOUTS.read_seconds):
             for record in records:
-                if record.key == key and record.value is not None:
+                if record.key in keys and record.value is not None:
                     with suppress(FrameError):
-                        found = decode(record.value, Dispatched)
+                        dispatched = decode(record.value, Dispatched)
+                        found[dispatched.delivery.id] = _later(found.get(dispatched.delivery.id), dispatched)
     return found
+
+
+def _later(one: Dispatched | None, other: Dispatched) -> Dispatched:
+    """The dispatch of the later attempt: a rerouted delivery has dispatches in several partitions."""
+    return other if one is None or other.number >= one.number else one
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from mail.log.kafka.cluster_info import ClusterInfo
 from mail.log.kafka.decode import (
     decode_queue_entry,
     decode_record,
-    find_last_dispatch,
+    find_last_dispatches,
     read_compacted,
     read_older_entries,
 )
@@ -129,9 +129,11 @@ class KafkaRouterShard:
     def owns(self, queue_id: QueueId) -> bool:
         return shard_of_message(queue_id, self._counts()) == self.number
 
-    async def find_dispatch(self, delivery_id: DeliveryId) -> FoundDispatch:
+    async def find_dispatches(self, delivery_ids: Collection[DeliveryId]) -> Mapping[DeliveryId, FoundDispatch]:
         partitions = [self._access.partition(DISPATCHED, number) for number in range(self._counts().of_dispatched)]
-        return FoundDispatch(await find_last_dispatch(self._access, partitions, delivery_id.encode()), is_open=False)
+        keys = {delivery_id.encode() for delivery_id in delivery_ids}
+        found = await find_last_dispatches(self._access, partitions, keys)
+        return {each: FoundDispatch(found.get(each), is_open=False) for each in delivery_ids}
 
     def history(self, queue_id: QueueId) -> AsyncIterator[Event | Damaged]:
         return KafkaHistoryReader(self._access, self._cluster_info, self._counts()).history(queue_id)

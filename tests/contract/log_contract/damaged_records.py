@@ -140,13 +140,16 @@ class DamagedRecordTests:
         assert (summary.damaged, summary.total.deliveries) == (0, 2)
         await log.close()
 
-    async def test_the_dispatch_of_a_delivery_is_found(self, harness: Harness) -> None:
+    async def test_the_dispatches_of_deliveries_are_found(self, harness: Harness) -> None:
         log = await harness.make(LogSettings())
         for number in (1, 2):
             await log.append(dispatched(number))
         async with router_shard_of(log) as router:
-            assert (await router.find_dispatch(dispatched(2).delivery.id)).dispatched == dispatched(2)
-            assert await router.find_dispatch(dispatched(3).delivery.id) == (None, False)
+            first, second, third = (dispatched(number).delivery.id for number in (1, 2, 3))
+            found = await router.find_dispatches([first, second, third])
+            assert (found[first].dispatched, found[second].dispatched) == (dispatched(1), dispatched(2))
+            assert found[third] == (None, False)
+            assert await router.find_dispatches([]) == {}
         await log.close()
 
     async def test_a_router_shard_reads_the_history_of_a_message(self, harness: Harness) -> None:

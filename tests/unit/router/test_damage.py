@@ -23,6 +23,7 @@ from mail.log import Damaged, ShardLost
 from mail.log.codec import encode
 from mail.log.embedded import EmbeddedLog
 from mail.log.embedded.commit import topic_ids
+from mail.log.embedded.store import Store
 from mail.log.queue_summary import QueueSummary
 from mail.log.topics import ACCEPTED, ATTEMPTED, DISPATCHED, QUEUE, Topic
 from mail.message import Inline, Spooled
@@ -410,6 +411,42 @@ async def test_damaged_key_that_nothing_restores_is_in_quarantine_once(tmp_path:
             summary = QueueSummary()
             await setup.log.summarize_queue(summary)
             assert summary.damaged == 0
+
+
+async def test_entry_under_a_damaged_key_is_restored_beside_a_damaged_one_under_the_intact_key(tmp_path: Path) -> None:
+    box = Box(tmp_path / "log.db")
+    held = replace(queue_entry(1), state=Waiting(NEVER_DUE, WaitCause.HELD, "by hand"))
+    async with box.run(router=False, delivery=False) as setup:
+        await setup.log.append(held)
+    box.change("INSERT INTO pending SELECT '0000/key', frame FROM pending")
+    box.change(f"UPDATE pending SET frame = {MIDDLE} WHERE instr(key, ?)", held.delivery.id)
+    async with box.run() as setup:
+        await other_mail_flows(setup)
+        assert held in await setup.entries()
+
+
+async def test_one_scan_finds_the_dispatches_of_all_damaged_entries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box = Box(tmp_path / "log.db")
+    mails = await dispatch_two(box)
+    with sqlite3.connect(box.path) as connection:
+        assert connection.execute(f"UPDATE pending SET frame = {MIDDLE}").rowcount == 2
+    connection.close()
+    scans: list[object] = []
+    for name in ("find_dispatches", "named_deliveries"):
+        original = getattr(Store, name)
+
+        def counted(*arguments: Any, original: Any = original, name: str = name, **options: Any) -> Any:
+            scans.append(name)
+            return original(*arguments, **options)
+
+        monkeypatch.setattr(Store, name, counted)
+    async with box.run() as setup:
+        for mail in mails:
+            await wait_until(lambda mail=mail: setup.is_closed(mail))  # type: ignore[misc]
+    assert scans.count("find_dispatches") == 1
+    assert scans.count("named_deliveries") <= 2  # the second one is that for active deliveries without a dispatch
 
 
 def three_recipients(number: int, attempts: int) -> tuple[Dispatched, QueueEntry, list[Event]]:
