@@ -169,6 +169,20 @@ async def test_message_is_sent_whole_only_when_no_octet_is_left_here() -> None:
     assert "get it twice" not in result.outcomes[0].reply.text
 
 
+async def test_connection_is_not_reused_if_content_is_refused_while_its_tail_is_buffered() -> None:
+    """The next MAIL would follow the tail, which the server may parse as commands."""
+    connection, transport, task = await _connection_in_content()
+    transport.buffered = 20
+    for _ in range(3):
+        connection.resume_writing()
+    assert transport.written.endswith(b"\r\n.\r\n")
+    assert not connection.session.dot_sent
+    connection.data_received(b"554 5.7.1 listed\r\n")
+    assert [str(outcome.reply) for outcome in (await task).outcomes] == ["554 5.7.1 listed"]
+    assert not connection.usable
+    assert transport.aborted
+
+
 async def test_message_is_sent_whole_when_the_transport_has_written_it() -> None:
     connection, transport, task = await _connection_in_content(b"Subject: x\r\n\r\n")
     assert connection.session.dot_sent

@@ -263,6 +263,22 @@ async def test_unreachable_exchanger_is_tried_last_by_all_its_sites() -> None:
         assert world.sessions == [0, 2]
 
 
+async def test_lmtp_421_after_the_dot_gives_no_recipient_a_second_copy() -> None:
+    first = {"DOT": ["421 4.3.2 a", "250 2.0.0 b"]}
+    async with (
+        ScriptedRemote(first, lmtp=True) as one,
+        ScriptedRemote(first, lmtp=True, host="127.0.0.2", port=one.port) as two,
+    ):
+        names = HostResolver(relay=IpAddresses(("127.0.0.1", "127.0.0.2")))
+        async with courier(names) as smtp:
+            own_delivery = delivery(ToRelay("relay.test", one.port, RelayProtocol.LMTP), "a@r.test", "b@r.test")
+            (first_outcome, second_outcome) = await smtp.deliver(own_delivery, CONTENT)
+        assert isinstance(first_outcome, Deferred)
+        assert isinstance(second_outcome, Delivered)
+        messages = [message.rcpts for remote in (one, two) for message in remote.messages]
+        assert messages == [["TO:<b@r.test>"]]
+
+
 async def test_exchanger_that_breaks_every_transaction_does_not_back_the_site_off() -> None:
     async with exchangers({"MAIL": [Drop()]}, {}) as world:
         attempts = [world.smtp.deliver(delivery(world.route), CONTENT) for _ in range(50)]
