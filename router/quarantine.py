@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from typing import assert_never
+from zlib import crc32
 
 from msgspec.structs import replace
 
@@ -126,9 +127,15 @@ def corrupt_entry(damaged: Damaged, owns: Callable[[QueueId], bool], due: dateti
     received = min(queue_id_time(queue_id), now)
     message = Message(queue_id, "", received, Envelope(None, ()), len(data))
     route = Unresolved(f"{damaged.topic}.corrupt.invalid")
-    place = "key" if damaged.offset is None else str(damaged.offset)
+    place = _key_digest(damaged) if damaged.offset is None else str(damaged.offset)
     delivery = Delivery(DeliveryId(f"{queue_id}-{damaged.topic}-{place}"), message, route)
     return QueueEntry(delivery, Waiting(due, WaitCause.CORRUPT, f"{damaged.position}: {damaged.reason}"), Inline(data))
+
+
+def _key_digest(damaged: Damaged) -> str:
+    """Distinguishes the damaged queue entries of one message. A damaged key may have any bytes."""
+    key = damaged.key.encode() if damaged.raw_key is None else damaged.raw_key
+    return f"key-{crc32(key):08x}"
 
 
 def _queue_id(damaged: Damaged, owns: Callable[[QueueId], bool], now: datetime) -> QueueId:

@@ -330,6 +330,15 @@ def test_corrupt_record_is_no_delivery_and_is_removed_when_it_is_due() -> None:
     assert simulator.decide(Due(entry.delivery.id)) == []
 
 
+def test_damaged_entries_of_one_message_have_different_ids_in_quarantine() -> None:
+    queue_id = accepted(1).message.queue_id
+    keys = [f"{queue_id}-1".encode(), f"{queue_id}-2".encode(), f"{queue_id}-".encode() + b"\xfe"]
+    records = [Damaged("queue", 0, None, f"{queue_id}-1", b"", "", raw_key=key) for key in keys]
+    ids = {corrupt_entry(record, lambda _: True, NEVER_DUE, START).delivery.id for record in records}
+    assert len(ids) == 3
+    assert all(each.startswith(f"{queue_id}-queue-key-") for each in ids)
+
+
 def test_corrupt_record_gets_a_queue_id_of_its_shard() -> None:
     damaged = Damaged("accepted", 3, 7, accepted(1).message.queue_id, b"", "it ends")
     assert corrupt_entry(damaged, lambda _: True, NEVER_DUE, START).delivery.message.queue_id == damaged.key
