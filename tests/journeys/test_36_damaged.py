@@ -60,7 +60,7 @@ async def test_damaged_records_stop_no_shard(kafka_bootstrap: str, tmp_path: Pat
         assert {entry["state"] for entry in entries} == {"corrupt"}
         sites = {entry["site"] for entry in entries}
         assert sites == {"unresolved:accepted.corrupt.invalid", "unresolved:attempted.corrupt.invalid"}
-        assert roles.router.metric("eilpost_corrupt_records") == len(entries)
+        await wait_until(lambda: roles.router.metric("eilpost_corrupt_records") == len(entries), what="the metric")
         for role in (roles.router, roles.delivery):
             assert role.metric("eilpost_shards_stopped") == 0
         report = json.loads(await asyncio.to_thread(roles.ingress.run, "doctor", "--json", ok=False))
