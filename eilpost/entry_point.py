@@ -30,11 +30,12 @@ def main() -> None:
 
     _on_interrupt(signal.default_int_handler)
     try:
-        cli.main()
-    except KeyboardInterrupt:  # another SIGINT while the first one was handled
+        try:
+            cli.main()
+        finally:
+            _on_interrupt(_exit)  # the interpreter's shutdown would print a traceback
+    except KeyboardInterrupt:  # another SIGINT while the first one was handled, or before that handler was set
         os._exit(EXIT_INTERRUPTED)
-    finally:
-        _on_interrupt(_exit)  # the interpreter's shutdown would print a traceback
 
 
 def _on_interrupt(handler: Callable[[int, FrameType | None], object]) -> None:
