@@ -81,13 +81,14 @@ class Health:
         return time.monotonic() - self._last_heartbeat < _STALLED_SECONDS
 
     async def measure_loop_lag(self) -> None:
-        """Measure the lag of the event loop and count its tasks until cancelled."""
+        """Measure the lag of the event loop until cancelled; its tasks are counted at each scrape."""
+        loop = asyncio.get_running_loop()
+        LOOP_TASKS.set_function(lambda: len(asyncio.all_tasks(loop)))
         while True:
             due = time.monotonic() + _HEARTBEAT_SECONDS
             await asyncio.sleep(_HEARTBEAT_SECONDS)
             self._last_heartbeat = time.monotonic()
             LOOP_LAG.observe(max(0.0, self._last_heartbeat - due))
-            LOOP_TASKS.set(len(asyncio.all_tasks()))
 
 
 async def run_roles(

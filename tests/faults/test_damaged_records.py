@@ -18,9 +18,9 @@ import pytest
 from mail.log.embedded import EmbeddedHistory
 from mail.message import Inline
 from mail.record import is_corrupt
-from tests.faults.test_kill_one_process import ids_in, postings
 from tests.support.faults.accounting import Sink, Source
 from tests.support.faults.damage import Damage, damage_rows
+from tests.support.faults.one_process import Arrivals, postings, settings
 from tests.support.servers.eilpost_process import EilpostProcess
 from tests.support.servers.ports import wait_until
 
@@ -37,14 +37,7 @@ async def test_damaged_records_stop_nothing_and_nothing_disappears(tmp_path: Pat
     print(f"EILPOST_TEST_SEED={seed}")
     damage = Damage()
     async with Sink() as sink:
-        box = EilpostProcess(
-            tmp_path,
-            {
-                "delivery": {"relay": f"smtp://127.0.0.1:{sink.port}", "reconnect_backoff": "200ms"},
-                "router": {"retry_delays": ["300ms", "500ms"]},
-                "spool": {"max_inline_size": "64KiB"},
-            },
-        )
+        box = EilpostProcess(tmp_path, settings(sink))
         source = Source(box.mx, sessions=20)
         sending: asyncio.Task[None] | None = None
         try:
@@ -94,17 +87,12 @@ async def only_waits(box: EilpostProcess, damage: Damage) -> bool:
 def check(
     source: Source, sink: Sink, box: EilpostProcess, damage: Damage, entries: list[dict[str, Any]], record_bytes: bytes
 ) -> None:
-    messages, reports = ids_in(box.maildir("alice")), ids_in(box.maildir("bob"))
+    arrivals = Arrivals(sink, box)
     shown = {entry["queue_id"] for entry in entries if entry["state"] != "corrupt" or entry["next_attempt"] is None}
     missing, waiting = set(), set()
     for posting in source.promised.values():
         for recipient in posting.recipients:
-            if recipient == "alice@example.test":
-                arrived = messages[posting.id]
-            elif recipient.startswith("refused"):
-                arrived = reports[posting.id]
-            else:
-                arrived = sink.taken[posting.id, recipient]
+            arrived = arrivals.count(posting.id, recipient)
             queue_id = source.queue_ids[posting.id]
             if not arrived and queue_id not in damage.accepted and queue_id.encode() not in record_bytes:  # or a DSN
                 (waiting if queue_id in shown else missing).add((queue_id, recipient))
@@ -120,4 +108,4 @@ def check(
     assert len(waiting) <= damage.rows["queue"]
     assert corrupt >= damage.rows["dispatched"]
     assert {"dispatched", "queue", "events"} <= damage.rows.keys()
-    assert not [id_ for id_, count in messages.items() if count > 1]  # a mailbox recognises the delivery id
+    assert not [id_ for id_, count in arrivals.messages.items() if count > 1]  # a mailbox recognises the delivery id

@@ -10,14 +10,12 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import re
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.faults.accounting import AccountedMessage, Sink, Source, digest
+from tests.support.faults.accounting import Sink, Source, digest
+from tests.support.faults.one_process import Arrivals, postings, settings
 from tests.support.servers.eilpost_process import EilpostProcess
 from tests.support.servers.ports import wait_until
 
@@ -28,54 +26,15 @@ IN_FLIGHT = 50  # concurrent deliveries (a setting): the most that one kill can 
 PER_SECOND = 300
 
 
-def postings(chance: random.Random) -> Iterator[AccountedMessage]:
-    """Every kind of mail: outbound, local, both, refused, refused once, and large enough for the spool."""
-    number = 0
-    while True:
-        number += 1
-        out, home = f"r{number}@remote.test", "alice@example.test"
-        kind = chance.random()
-        size = 1000 if kind < 0.95 else 300_000
-        recipients: tuple[str, ...] = (out,)
-        if kind < 0.3:
-            recipients = (home,)
-        elif kind < 0.4:
-            recipients = (out, home)
-        elif kind < 0.45:
-            recipients = (f"refused{number}@remote.test",)
-        elif kind < 0.5:
-            recipients = (f"later{number}@remote.test",)
-        yield AccountedMessage(f"m{number}", "bob@example.test", recipients, size)
-
-
-def ids_in(messages: list[bytes]) -> Counter[str]:
-    """How often each id is in a mailbox: of messages, or of the messages that DSNs are about."""
-    found: Counter[str] = Counter()
-    for message in messages:
-        ids = set(re.findall(rb"^X-Id: (\S+)\r?$", message, re.MULTILINE))
-        assert len(ids) == 1, message[:2000]
-        found[ids.pop().decode()] += 1
-    return found
-
-
 @pytest.mark.timeout(240)
 async def test_sigkill_at_random_instants_loses_nothing(tmp_path: Path) -> None:
     seed = int(os.environ.get("EILPOST_TEST_SEED", random.SystemRandom().randrange(1_000_000)))
     chance = random.Random(seed)
     print(f"EILPOST_TEST_SEED={seed}")
     async with Sink() as sink:
-        box = EilpostProcess(
-            tmp_path,
-            {
-                "delivery": {
-                    "relay": f"smtp://127.0.0.1:{sink.port}",
-                    "max_in_flight_deliveries": IN_FLIGHT,
-                    "reconnect_backoff": "200ms",
-                },
-                "router": {"retry_delays": ["300ms", "500ms"]},
-                "spool": {"max_inline_size": "64KiB"},
-            },
-        )
+        sections = settings(sink)
+        sections["delivery"]["max_in_flight_deliveries"] = IN_FLIGHT
+        box = EilpostProcess(tmp_path, sections)
         source = Source(box.mx, sessions=20)
         sending: asyncio.Task[None] | None = None
         try:
@@ -115,20 +74,17 @@ async def queue_is_empty(box: EilpostProcess) -> bool:
 
 def account(source: Source, sink: Sink, box: EilpostProcess) -> None:
     """Check every recipient of every accepted message."""
-    messages, reports = ids_in(box.maildir("alice")), ids_in(box.maildir("bob"))
+    arrivals = Arrivals(sink, box)
+    messages, reports = arrivals.messages, arrivals.reports
     lost = []
     accepted = delivered = bounced = 0
     for posting in source.promised.values():
         for recipient in posting.recipients:
             accepted += 1
-            if recipient == "alice@example.test":
-                arrived = messages[posting.id]
-                delivered += min(1, arrived)
-            elif recipient.startswith("refused"):
-                arrived = reports[posting.id]
+            arrived = arrivals.count(posting.id, recipient)
+            if recipient.startswith("refused"):
                 bounced += min(1, arrived)
             else:
-                arrived = sink.taken[posting.id, recipient]
                 delivered += min(1, arrived)
             if not arrived:
                 lost.append((posting.id, recipient))

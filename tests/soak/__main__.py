@@ -34,7 +34,7 @@ GROWTH_MAX = {
 }
 
 _HEAD = f"""\
-# Soak: load, kills, and nothing that grows
+# Soak: load with a kill every minute
 
 Written by `make soak`; do not edit. `eilpost load` sends to a server, the *front*, which relays to a second one, the
 *relay*, which relays to the sink of the load. The front is killed with SIGKILL every minute and started again. The
@@ -89,7 +89,7 @@ def page(run: Soak, now: datetime) -> str:
             _HEAD,
             f"Run of {now:%Y-%m-%d %H:%M} UTC, {load['sending_seconds'] / 60:.0f} minutes at {run.rate:g} messages a"
             f" second, {run.kills} kills. eilpost {__version__}, Python {platform.python_version()},"
-            f" {os.cpu_count()} cores for everything.",
+            f" {os.cpu_count()} cores for servers, load and sink.",
             "",
             f"**{load['accepted']} recipients accepted, {load['delivered']} delivered, {load['bounced']} bounced,"
             f" {load['lost']} lost.** {load['in_doubt']} in doubt, {load['duplicates']} duplicates,"

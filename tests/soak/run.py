@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from tests.support.servers import supervised
-from tests.support.servers.eilpost_process import EILPOST, EilpostProcess
+from tests.support.servers.eilpost_process import EILPOST, EilpostProcess, Sections
 from tests.support.servers.ports import free_port
 
 SIZES = "2kB:90,100kB:9,1MB:1"
@@ -97,19 +97,8 @@ def soak(folder: Path, seconds: int, rate: float, kill_every_seconds: float) -> 
 def _servers(folder: Path) -> Iterator[tuple[EilpostProcess, EilpostProcess, int]]:
     """The front, the relay, and the port of the sink."""
     sink = free_port()
-    common = {
-        "log": {"events_retention": RETENTION},
-        "router": {"retry_delays": ["5s"]},
-    }
-    relay_home, front_home = folder / "relay", folder / "front"
-    relay = EilpostProcess(
-        relay_home,
-        common | {"log": common["log"] | {"url": f"embedded:{relay_home}/log.db"}} | _relay_to(sink),
-    )
-    front = EilpostProcess(
-        front_home,
-        common | {"log": common["log"] | {"url": f"embedded:{front_home}/log.db"}} | _relay_to(relay.mx),
-    )
+    relay = EilpostProcess(folder / "relay", _settings(sink))
+    front = EilpostProcess(folder / "front", _settings(relay.mx))
     try:
         relay.start()
         front.start()
@@ -119,8 +108,12 @@ def _servers(folder: Path) -> Iterator[tuple[EilpostProcess, EilpostProcess, int
         relay.kill()
 
 
-def _relay_to(port: int) -> dict[str, dict[str, str]]:
-    return {"delivery": {"relay": f"smtp://127.0.0.1:{port}", "reconnect_backoff": "1s"}}
+def _settings(next_hop_port: int) -> Sections:
+    return {
+        "log": {"events_retention": RETENTION},
+        "router": {"retry_delays": ["5s"]},
+        "delivery": {"relay": f"smtp://127.0.0.1:{next_hop_port}", "reconnect_backoff": "1s"},
+    }
 
 
 def _load(front: EilpostProcess, sink: int, rate: float, seconds: int) -> subprocess.Popen[str]:

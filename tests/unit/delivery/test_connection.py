@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -64,15 +64,21 @@ class _Transport(asyncio.Transport):
         self.aborted = True
 
 
-async def _connection_in_content(content: bytes = _CONTENT) -> tuple[Connection, _Transport, asyncio.Task[Any]]:
-    session = ClientSession("us.test", "remote")
-    connection = Connection(
-        PeerKey("mx:remote", "us.test"), session, Timeouts(), lambda _: None, asyncio.get_running_loop()
-    )
+def _ready_connection(
+    ehlo_reply: bytes, protocol: RelayProtocol = RelayProtocol.SMTP, loop: Any = None
+) -> tuple[Connection, _Transport]:
+    session = ClientSession("us.test", "remote", protocol)
+    own_loop = loop or asyncio.get_running_loop()
+    connection = Connection(PeerKey("mx:remote", "us.test"), session, Timeouts(), lambda _: None, own_loop)
     transport = _Transport(connection)
     connection.connection_made(transport)
     connection.data_received(b"220 remote\r\n")
-    connection.data_received(b"250-remote\r\n250 PIPELINING\r\n")
+    connection.data_received(ehlo_reply)
+    return connection, transport
+
+
+async def _connection_in_content(content: bytes = _CONTENT) -> tuple[Connection, _Transport, asyncio.Task[Any]]:
+    connection, transport = _ready_connection(b"250-remote\r\n250 PIPELINING\r\n")
     task = asyncio.create_task(connection.transact(envelope("a@remote.test"), content))
     await asyncio.sleep(0)
     connection.data_received(b"250 ok\r\n250 ok\r\n354 go\r\n")
@@ -131,14 +137,7 @@ async def test_reply_that_arrived_before_a_failed_write_is_the_verdict(said: byt
 
 async def test_reply_before_a_failed_command_is_no_verdict() -> None:
     """The command was not sent, so the reply is not about it; the text has it for the operator."""
-    session = ClientSession("us.test", "remote")
-    connection = Connection(
-        PeerKey("mx:remote", "us.test"), session, Timeouts(), lambda _: None, asyncio.get_running_loop()
-    )
-    transport = _Transport(connection)
-    connection.connection_made(transport)
-    connection.data_received(b"220 remote\r\n")
-    connection.data_received(b"250 remote\r\n")
+    connection, transport = _ready_connection(b"250 remote\r\n")
     with _server_that_said(b"554 5.7.1 too many messages\r\n") as transport.sock:
         transport.failing = True
         result = await connection.transact(envelope("a@remote.test"), b"x\r\n")
@@ -148,20 +147,13 @@ async def test_reply_before_a_failed_command_is_no_verdict() -> None:
 
 
 async def test_message_is_sent_whole_only_when_no_octet_is_left_here() -> None:
-    session = ClientSession("us.test", "remote")
-    connection = Connection(
-        PeerKey("mx:remote", "us.test"), session, Timeouts(), lambda _: None, asyncio.get_running_loop()
-    )
-    transport = _Transport(connection)
-    connection.connection_made(transport)
-    connection.data_received(b"220 remote\r\n")
-    connection.data_received(b"250-remote\r\n250 PIPELINING\r\n")
+    connection, transport = _ready_connection(b"250-remote\r\n250 PIPELINING\r\n")
     task = asyncio.create_task(connection.transact(envelope("a@remote.test"), b"Subject: x\r\n\r\n"))
     await asyncio.sleep(0)
     transport.buffered = 20
     connection.data_received(b"250 ok\r\n250 ok\r\n354 go\r\n")
     assert transport.written.endswith(b"\r\n.\r\n")
-    assert not session.dot_sent
+    assert not connection.session.dot_sent
     connection.connection_lost(None)
     result = await task
     assert not result.dot_sent
@@ -203,11 +195,7 @@ async def test_message_is_sent_whole_when_the_transport_has_written_it() -> None
 async def test_whole_transaction_is_bounded_however_each_reply_is_in_time() -> None:
     """A server that takes 4 minutes for each of 100 replies."""
     loop = FakeClock()
-    session = ClientSession("us.test", "remote")
-    connection = Connection(PeerKey("mx:remote", "us.test"), session, Timeouts(), lambda _: None, cast(Any, loop))
-    connection.connection_made(_Transport(connection))
-    connection.data_received(b"220 remote\r\n")
-    connection.data_received(b"250 remote\r\n")
+    connection, _ = _ready_connection(b"250 remote\r\n", loop=loop)
     names = [f"r{number}@remote.test" for number in range(100)]
     task = asyncio.create_task(connection.transact(envelope(*names), b"Subject: x\r\n\r\n"))
     await asyncio.sleep(0)
@@ -225,11 +213,7 @@ async def test_whole_transaction_is_bounded_however_each_reply_is_in_time() -> N
 
 async def test_replies_after_the_final_dot_are_bounded_together() -> None:
     loop = FakeClock()
-    session = ClientSession("us.test", "remote", RelayProtocol.LMTP)
-    connection = Connection(PeerKey("lmtp://remote", "us.test"), session, Timeouts(), lambda _: None, cast(Any, loop))
-    connection.connection_made(_Transport(connection))
-    connection.data_received(b"220 remote\r\n")
-    connection.data_received(b"250-remote\r\n250 PIPELINING\r\n")
+    connection, _ = _ready_connection(b"250-remote\r\n250 PIPELINING\r\n", RelayProtocol.LMTP, loop)
     names = [f"r{number}@remote.test" for number in range(100)]
     task = asyncio.create_task(connection.transact(envelope(*names), b"Subject: x\r\n\r\n"))
     await asyncio.sleep(0)

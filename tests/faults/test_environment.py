@@ -1,4 +1,4 @@
-"""Faults of what surrounds one process with all roles: no accepted message is lost, and it recovers without a person.
+"""Faults of the environment of one process with all roles: no accepted message is lost, and no person is needed.
 
 The process serves all the time, or ends with the status that its service manager expects and is started again.
 """
@@ -11,9 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.test_kill_one_process import ids_in, postings
 from tests.support.faults.accounting import Sink, Source
-from tests.support.faults.rim import HOLD_SECONDS, REFUSED_BY_MACHINE, RIM_FAULTS, RimProcess
+from tests.support.faults.environment import (
+    ENVIRONMENT_FAULTS,
+    HOLD_SECONDS,
+    REFUSED_BY_MACHINE,
+    FaultyEnvironmentProcess,
+)
+from tests.support.faults.one_process import Arrivals, postings, settings
 from tests.support.servers.ports import wait_until
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
@@ -21,16 +26,11 @@ pytestmark = [pytest.mark.fault, pytest.mark.timeout(120)]
 PER_SECOND = 60
 
 
-@pytest.mark.parametrize("name", RIM_FAULTS)
-async def test_no_fault_at_the_rim_loses_mail(name: str, tmp_path: Path) -> None:
-    fault = RIM_FAULTS[name]
+@pytest.mark.parametrize("name", ENVIRONMENT_FAULTS)
+async def test_no_fault_of_the_environment_loses_mail(name: str, tmp_path: Path) -> None:
+    fault = ENVIRONMENT_FAULTS[name]
     async with Sink() as sink:
-        settings = {
-            "delivery": {"relay": f"smtp://127.0.0.1:{sink.port}", "reconnect_backoff": "200ms"},
-            "router": {"retry_delays": ["300ms", "500ms"]},
-            "spool": {"max_inline_size": "64KiB"},
-        }
-        box = RimProcess(tmp_path / "box", settings, fault.stderr)
+        box = FaultyEnvironmentProcess(tmp_path / "box", settings(sink), fault.stderr)
         source = Source(box.mx)
         try:
             await asyncio.to_thread(box.start)
@@ -70,18 +70,12 @@ async def _is_accepting(source: Source) -> None:
     )
 
 
-def missing(source: Source, sink: Sink, box: RimProcess) -> list[tuple[str, str]]:
+def missing(source: Source, sink: Sink, box: FaultyEnvironmentProcess) -> list[tuple[str, str]]:
     """Recipients of promised messages for whom neither the message nor a DSN has arrived."""
-    messages, reports = ids_in(box.maildir("alice")), ids_in(box.maildir("bob"))
+    arrivals = Arrivals(sink, box)
     return [
         (posting.id, recipient)
         for posting in list(source.promised.values())
         for recipient in posting.recipients
-        if not (
-            messages[posting.id]
-            if recipient == "alice@example.test"
-            else reports[posting.id]
-            if recipient.startswith("refused")
-            else sink.taken[posting.id, recipient]
-        )
+        if not arrivals.count(posting.id, recipient)
     ]

@@ -1,4 +1,4 @@
-"""Faults of what surrounds a process: its log output, signals, directory file, volumes and limits.
+"""Faults of the environment of a process: its log output, signals, directory file, volumes and limits.
 
 Each is a context manager, entered and left under load.
 """
@@ -27,10 +27,10 @@ _PAGE_BYTES = 4096
 _LOGGED_BYTES = 500  # of the lines of a message, at least
 
 
-Apply = Callable[["RimProcess"], AbstractContextManager[None]]
+Apply = Callable[["FaultyEnvironmentProcess"], AbstractContextManager[None]]
 
 
-class RimFault(NamedTuple):
+class EnvironmentFault(NamedTuple):
     """`shows`: text of the log that proves the fault; `ends`: exit status if it ends the process; `stderr`: a file for
     the log output, or "pipe", instead of the usual file.
     """
@@ -42,14 +42,14 @@ class RimFault(NamedTuple):
 
 
 @contextmanager
-def _lines_are_dropped(box: RimProcess) -> Iterator[None]:
+def _lines_are_dropped(box: FaultyEnvironmentProcess) -> Iterator[None]:
     """Each write fails from the start."""
     yield
     assert box.has_dropped_lines()
 
 
 @contextmanager
-def _log_reader_stops(box: RimProcess) -> Iterator[None]:
+def _log_reader_stops(box: FaultyEnvironmentProcess) -> Iterator[None]:
     """Nobody reads the pipe, and writes block when it is full: its bytes are fewer than the lines of all messages."""
     yield
     assert (
@@ -60,7 +60,7 @@ def _log_reader_stops(box: RimProcess) -> Iterator[None]:
 
 
 @contextmanager
-def _log_reader_ends(box: RimProcess) -> Iterator[None]:
+def _log_reader_ends(box: FaultyEnvironmentProcess) -> Iterator[None]:
     """EPIPE for each line."""
     box.close_stderr()
     yield
@@ -69,7 +69,7 @@ def _log_reader_ends(box: RimProcess) -> Iterator[None]:
 
 def _signals(*numbers: signal.Signals) -> Apply:
     @contextmanager
-    def apply(box: RimProcess) -> Iterator[None]:
+    def apply(box: FaultyEnvironmentProcess) -> Iterator[None]:
         for number in numbers:
             box.signal(number)
             time.sleep(0.2)
@@ -80,7 +80,7 @@ def _signals(*numbers: signal.Signals) -> Apply:
 
 def _directory(change: Callable[[Path], object]) -> Apply:
     @contextmanager
-    def apply(box: RimProcess) -> Iterator[None]:
+    def apply(box: FaultyEnvironmentProcess) -> Iterator[None]:
         path = box.home / "directory.toml"
         text = path.read_text()
         change(path)
@@ -103,7 +103,7 @@ def _read_only(name: str) -> Apply:
     """EROFS for every file that is created: a mount for root, whom modes do not stop."""
 
     @contextmanager
-    def apply(box: RimProcess) -> Iterator[None]:
+    def apply(box: FaultyEnvironmentProcess) -> Iterator[None]:
         path = box.home / name
         if os.geteuid() != 0:
             modes = {folder: folder.stat().st_mode for folder in (path, *path.rglob("*")) if folder.is_dir()}
@@ -125,9 +125,9 @@ def _read_only(name: str) -> Apply:
     return apply
 
 
-def _limit(number: int, amount: Callable[[RimProcess], int]) -> Apply:
+def _limit(number: int, amount: Callable[[FaultyEnvironmentProcess], int]) -> Apply:
     @contextmanager
-    def apply(box: RimProcess) -> Iterator[None]:
+    def apply(box: FaultyEnvironmentProcess) -> Iterator[None]:
         before = resource.prlimit(box.pid, number)
         resource.prlimit(box.pid, number, (amount(box), before[1]))
         yield
@@ -137,41 +137,41 @@ def _limit(number: int, amount: Callable[[RimProcess], int]) -> Apply:
     return apply
 
 
-def _open_files(box: RimProcess) -> int:
+def _open_files(box: FaultyEnvironmentProcess) -> int:
     return len(os.listdir(f"/proc/{box.pid}/fd"))
 
 
-def _address_space(box: RimProcess) -> int:
+def _address_space(box: FaultyEnvironmentProcess) -> int:
     """What it has and 1 MiB: memory for a large message, and the stack of a thread, are refused."""
     return box.resident_bytes("VmSize") + _MIB
 
 
 _OLD_DIRECTORY = "last good version stays in use"
-RIM_FAULTS: Mapping[str, RimFault] = {
-    "log output: disk full": RimFault(_lines_are_dropped, stderr="/dev/full"),
-    "log output: reader stops": RimFault(_log_reader_stops, stderr="pipe"),
-    "log output: reader ends": RimFault(_log_reader_ends, stderr="pipe"),
-    "signals that end nothing": RimFault(
+ENVIRONMENT_FAULTS: Mapping[str, EnvironmentFault] = {
+    "log output: disk full": EnvironmentFault(_lines_are_dropped, stderr="/dev/full"),
+    "log output: reader stops": EnvironmentFault(_log_reader_stops, stderr="pipe"),
+    "log output: reader ends": EnvironmentFault(_log_reader_ends, stderr="pipe"),
+    "signals that end nothing": EnvironmentFault(
         _signals(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGPIPE), "SIGALRM"
     ),
-    "signal TERM": RimFault(_signals(signal.SIGTERM), "SIGTERM", ends=0),
-    "signal INT": RimFault(_signals(signal.SIGINT), "SIGINT", ends=0),
-    "signal QUIT": RimFault(_signals(signal.SIGQUIT), "SIGQUIT", ends=0),
-    "signal KILL": RimFault(_signals(signal.SIGKILL), ends=-signal.SIGKILL),
-    "directory file emptied": RimFault(_directory(lambda path: path.write_text("")), _OLD_DIRECTORY),
-    "directory file malformed": RimFault(_directory(lambda path: path.write_text("[domains.")), _OLD_DIRECTORY),
-    "directory file removed": RimFault(_directory(Path.unlink), _OLD_DIRECTORY),
-    "directory file is a folder": RimFault(_directory(_replace_by_folder), _OLD_DIRECTORY),
-    "spool read-only": RimFault(_read_only("spool"), "spool unavailable"),
-    "mailboxes read-only": RimFault(_read_only("mail"), "mailbox unavailable"),
-    "open files used up": RimFault(_limit(resource.RLIMIT_NOFILE, _open_files), "Too many open files"),
-    "memory and threads refused": RimFault(_limit(resource.RLIMIT_AS, _address_space)),
+    "signal TERM": EnvironmentFault(_signals(signal.SIGTERM), "SIGTERM", ends=0),
+    "signal INT": EnvironmentFault(_signals(signal.SIGINT), "SIGINT", ends=0),
+    "signal QUIT": EnvironmentFault(_signals(signal.SIGQUIT), "SIGQUIT", ends=0),
+    "signal KILL": EnvironmentFault(_signals(signal.SIGKILL), ends=-signal.SIGKILL),
+    "directory file emptied": EnvironmentFault(_directory(lambda path: path.write_text("")), _OLD_DIRECTORY),
+    "directory file malformed": EnvironmentFault(_directory(lambda path: path.write_text("[domains.")), _OLD_DIRECTORY),
+    "directory file removed": EnvironmentFault(_directory(Path.unlink), _OLD_DIRECTORY),
+    "directory file is a folder": EnvironmentFault(_directory(_replace_by_folder), _OLD_DIRECTORY),
+    "spool read-only": EnvironmentFault(_read_only("spool"), "spool unavailable"),
+    "mailboxes read-only": EnvironmentFault(_read_only("mail"), "mailbox unavailable"),
+    "open files used up": EnvironmentFault(_limit(resource.RLIMIT_NOFILE, _open_files), "Too many open files"),
+    "memory and threads refused": EnvironmentFault(_limit(resource.RLIMIT_AS, _address_space)),
 }
 # What the machine refuses is not expected where it happens: deferred, and logged with its place.
 REFUSED_BY_MACHINE = ("can't start new thread", "MemoryError")
 
 
-class RimProcess(EilpostProcess):
+class FaultyEnvironmentProcess(EilpostProcess):
     """All roles in one process, whose log output goes to a file or a pipe that nobody reads."""
 
     def __init__(self, home: Path, settings: Mapping[str, Mapping[str, object]], stderr: str | None) -> None:
